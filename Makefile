@@ -1,0 +1,74 @@
+# A fresh machine needs git, make, and Python 3.11 or newer with venv; everything else goes into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+# One stamp for running and one for developing: `make run` does not wait for linters.
+RUNTIME := $(VENV)/.runtime-installed
+DEVELOPMENT := $(VENV)/.development-installed
+
+.DEFAULT_GOAL := help
+# A virtual environment that could not be finished must not pass for one.
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(RUNTIME) ## run the exporter on port 9746 (ARGS="--listen 127.0.0.1:9746" adds options)
+	@exec $(BIN)/capgo-exporter serve $(ARGS)
+
+.PHONY: test
+test: $(DEVELOPMENT) ## run the tests (ARGS="-k journal" chooses some); says what it left out for want of a server
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: lint types container metrics-config ## all static checks: code, types, Dockerfile, compose file, Prometheus files
+
+.PHONY: lint
+lint: $(DEVELOPMENT) ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: types
+types: $(DEVELOPMENT) ## mypy
+	$(BIN)/mypy
+
+.PHONY: container
+container: $(DEVELOPMENT) ## hadolint, and the compose file against its schema
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+.PHONY: metrics-config
+metrics-config: ## promtool and amtool on what compose mounts, if they are installed
+	@if command -v promtool >/dev/null; then promtool check config prometheus/prometheus.yml; \
+	else echo 'promtool is not installed: prometheus/prometheus.yml was not checked'; fi
+	@if command -v amtool >/dev/null; then amtool check-config prometheus/alertmanager.yml; \
+	else echo 'amtool is not installed: prometheus/alertmanager.yml was not checked'; fi
+
+.PHONY: format
+format: $(DEVELOPMENT) ## let ruff rewrite the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: bench
+bench: $(DEVELOPMENT) ## run benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+.PHONY: clean
+clean: ## delete the virtual environment, caches and builds (never the data directory)
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(DEVELOPMENT): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(RUNTIME)

@@ -1,0 +1,118 @@
+"""Births: a new series is shown to Prometheus as 0 first, so that `increase()` and `rate()` see its first event.
+
+Prometheus takes the first sample of a series as its start; a series that appears with the value 1 has, to `increase()`,
+not grown. So a scraper is shown 0, and the value once every known scraper has been shown the 0 and a whole scrape
+interval has passed. Each step is committed before it is shown: a restart neither hides a series again nor shows 0
+again.
+
+Only requests with `X-Prometheus-Scrape-Timeout-Seconds`, which Prometheus and vmagent send, count as scrapes; everyone
+else sees the committed values at once.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from exporter.clock import Clock
+from exporter.commit import Committer, NotStoredError, Write
+from exporter.counters import Birth, Cell, Counters
+from exporter.telemetry import Telemetry
+
+SCRAPE_HEADER: Final = "X-Prometheus-Scrape-Timeout-Seconds"
+_GAP_TOLERANCE: Final = 1.1
+_FORGOTTEN_AFTER_INTERVALS: Final = 3
+
+log = structlog.get_logger()
+
+
+class Scrapers:
+    """The Prometheus servers that scrape this exporter, each known by the connection it keeps open."""
+
+    def __init__(self, interval_seconds: float, telemetry: Telemetry) -> None:
+        """Set the longest interval expected of a scraper."""
+        self._interval = interval_seconds
+        self._telemetry = telemetry
+        self._last: dict[asyncio.BaseTransport, float] = {}
+        self._longest_gap = 0.0
+        self._warned = False
+        telemetry.scrape_interval.set(interval_seconds)
+
+    def all_seen_until(self, now: float) -> float:
+        """Give the moment until which every living scraper has scraped: what was shown as 0 by then, all of them
+        know.
+        """
+        forgotten = now - self._interval * _FORGOTTEN_AFTER_INTERVALS
+        self._last = {
+            connection: last
+            for connection, last in self._last.items()
+            if last > forgotten and not connection.is_closing()
+        }
+        return min(self._last.values(), default=now)
+
+    def note(self, connection: asyncio.BaseTransport | None, now: float) -> None:
+        """Note a scrape; one that comes late is counted, because it may miss the 0 of a birth."""
+        if connection is None:
+            return
+        gap = now - self._last.get(connection, now)
+        self._last[connection] = now
+        if gap > self._longest_gap:
+            self._longest_gap = gap
+            self._telemetry.scrape_gap.set(gap)
+        if gap > self._interval * _GAP_TOLERANCE:
+            self._telemetry.slow_scrapes.inc()
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "a scraper is slower than EXPORTER_SCRAPE_INTERVAL, and may miss first events; raise the setting",
+                    gap_seconds=round(gap, 3),
+                    scrape_interval_seconds=self._interval,
+                )
+
+
+class Births:
+    """Decides how much of each series Prometheus may see."""
+
+    def __init__(
+        self, counters: Counters, committer: Committer, interval_seconds: float, telemetry: Telemetry, clock: Clock
+    ) -> None:
+        """Set the scrape interval that must pass between the 0 and the value."""
+        self._counters = counters
+        self._committer = committer
+        self._interval = interval_seconds
+        self._clock = clock
+        self._scrapers = Scrapers(interval_seconds, telemetry)
+
+    async def scrape(self, connection: asyncio.BaseTransport | None) -> None:
+        """Move series on before a scrape is rendered; if that cannot be stored, nothing new is shown."""
+        now = self._clock.monotonic()
+        steps = self._due(now, self._scrapers.all_seen_until(now))
+        if steps:
+            try:
+                await self._committer.write(Write(births=steps))
+            except NotStoredError as error:
+                log.warning("new series are not shown, because that could not be stored", error=str(error))
+                return
+            now = self._clock.monotonic()
+            for cell, birth in steps:
+                self._advance(cell, birth, now)
+        self._scrapers.note(connection, now)
+
+    def _due(self, now: float, all_seen_until: float) -> list[tuple[Cell, Birth]]:
+        """Find the series to move on. One that a restart found shown as 0 begins its interval anew."""
+        steps: list[tuple[Cell, Birth]] = []
+        for cell, zero_since in self._counters.unborn.items():
+            if zero_since is None:
+                steps.append((cell, Birth.ZERO))
+            elif zero_since <= all_seen_until and now - zero_since >= self._interval:
+                steps.append((cell, Birth.FULL))
+        return steps
+
+    def _advance(self, cell: Cell, birth: Birth, now: float) -> None:
+        unborn = self._counters.unborn
+        if cell not in unborn or cell.birth is Birth.HIDDEN:  # Expired while the step was being stored.
+            return
+        if birth is Birth.FULL:
+            del unborn[cell]
+        elif unborn[cell] is None:
+            unborn[cell] = now

@@ -1,0 +1,103 @@
+"""The command line: `capgo-exporter serve` and `capgo-exporter check-config`."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from exporter import __version__, logs
+from exporter.journal.lock import LockedError
+from exporter.journal.opening import UnusableError
+from exporter.server import ListenError, serve
+from exporter.settings import SECRETS, Settings, SettingsError, describe, load, render, variable
+
+EXIT_SETTINGS: Final = 2
+EXIT_LISTEN: Final = 3
+EXIT_DATA: Final = 4
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _setting_options(command: _Command) -> _Command:
+    """Give a command one option for each setting; secrets have none, because other users can see a command line."""
+    for name, field in reversed(Settings.model_fields.items()):
+        if name in SECRETS:
+            continue
+        default = render(name, field.default)
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            metavar="VALUE",
+            help=f"{field.description} [{variable(name)}; default: {default}]",
+        )(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="capgo-exporter")
+def main() -> None:
+    """Turn the statistics of Capgo live updates into Prometheus counters and InfluxDB points.
+
+    Settings come from options, from environment variables EXPORTER_*, and from a file .env in the working directory, in
+    this order of precedence. Secrets come from variables only, or from files named by variables that end in _FILE.
+    """
+
+
+@main.command("serve")
+@_setting_options
+def serve_command(**options: str | None) -> None:
+    """Run the exporter until SIGTERM or SIGINT.
+
+    Exit codes: 0 stopped as asked, 2 wrong settings, 3 an address cannot be listened on, 4 the data directory or the
+    journal cannot be used, 130 ended by a second signal.
+    """
+    settings = _load(options)
+    logs.configure(settings.log_format, settings.log_level)
+    try:
+        _run(settings)
+    except ListenError as error:
+        _fail(str(error), EXIT_LISTEN)
+    except (LockedError, UnusableError) as error:
+        _fail(str(error), EXIT_DATA)
+    except OSError as error:
+        _fail(f"EXPORTER_DATA_DIR: {error.filename or settings.data_dir}: {error.strerror or error}", EXIT_DATA)
+
+
+@main.command("check-config")
+@_setting_options
+def check_config_command(**options: str | None) -> None:
+    """Check the settings and say what would be used, secrets masked.
+
+    Exit codes: 0 the settings are right, 2 they are not.
+    """
+    settings = _load(options)
+    for name, value in describe(settings):
+        click.echo(f"{name}={value}")
+
+
+def _load(options: dict[str, str | None]) -> Settings:
+    try:
+        return load(os.environ, options, Path(".env"))
+    except SettingsError as error:
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+        sys.exit(EXIT_SETTINGS)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _run(settings: Settings) -> None:
+    try:
+        import uvloop
+    except ImportError:
+        import asyncio
+
+        asyncio.run(serve(settings))
+    else:
+        uvloop.run(serve(settings))

@@ -1,0 +1,248 @@
+"""Natural group commit: whatever arrived while the last transaction ran goes into the next one.
+
+There is no timer and no lock. The event loop fills a group; a task hands it to the journal's thread and, when the
+COMMIT returned, makes it visible, answers its waiters and hands over the next.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import structlog
+
+from exporter.clock import Clock
+from exporter.counters import Birth, Cell, Counters
+from exporter.dedupe import DedupeWindow
+from exporter.journal.records import BirthRow, Committed, DeadLetter, SeriesRow, Transaction, ValueRow
+from exporter.journal.store import CommitFailedError, Journal
+from exporter.telemetry import Telemetry
+
+_PROBE_SECONDS: Final = 1.0
+_Result = TypeVar("_Result")
+_Waiting = list[tuple["Write", asyncio.Future[Committed]]]
+
+log = structlog.get_logger()
+
+
+class NotStoredError(Exception):
+    """What was to be stored is not, or may not be."""
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """The events of one transaction, staged and not yet visible.
+
+    Attributes:
+        deltas: by how much each cell grows.
+        event_ids: identities, in order of arrival.
+        lines: points.
+        events: how many events are staged.
+        waiters: resolved when the outcome is known: with None if the group is stored, else with the reason.
+    """
+
+    deltas: dict[Cell, int] = field(default_factory=dict)
+    event_ids: dict[int, None] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    events: int = 0
+    waiters: list[asyncio.Future[NotStoredError | None]] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """Something other than events to be stored with the next transaction.
+
+    Attributes:
+        births: cells and how much of them may be shown from now on.
+        expired: cells to remove, unless an event reached them.
+        delivered: numbers of groups that InfluxDB has.
+        dead_letters: lines that InfluxDB refuses.
+    """
+
+    births: list[tuple[Cell, Birth]] = field(default_factory=list)
+    expired: list[Cell] = field(default_factory=list)
+    delivered: list[int] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+
+
+class Committer:
+    """Stores groups and other writes, one transaction at a time, and makes them visible."""
+
+    def __init__(
+        self, journal: Journal, counters: Counters, dedupe: DedupeWindow, telemetry: Telemetry, clock: Clock
+    ) -> None:
+        """Take over an opened journal and what was restored from it."""
+        self._journal = journal
+        self._counters = counters
+        self._dedupe = dedupe
+        self._telemetry = telemetry
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._work = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._writes: _Waiting = []
+        self.group = Group()
+        self.in_flight: Group | None = None
+        self.writable = True
+        self.on_stored: Callable[[], None] = lambda: None
+        telemetry.journal_writable.set(1)
+
+    @property
+    def journal_bytes(self) -> int:
+        """Give the size of the points that wait in the journal."""
+        return self._journal.totals.bytes
+
+    def wait(self, group: Group) -> asyncio.Future[NotStoredError | None]:
+        """Give a future of a group's outcome: None once it is stored, the reason if it is not."""
+        waiter: asyncio.Future[NotStoredError | None] = asyncio.get_running_loop().create_future()
+        group.waiters.append(waiter)
+        self._work.set()
+        return waiter
+
+    async def write(self, write: Write) -> Committed:
+        """Store something with the next transaction.
+
+        Raises:
+            NotStoredError: if it is not stored, or may not be.
+        """
+        if not self.writable:
+            msg = "the journal cannot be written"
+            raise NotStoredError(msg)
+        done: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        self._writes.append((write, done))
+        self._work.set()
+        return await done
+
+    async def run(self) -> None:
+        """Commit until `stop`; on return everything that was staged is answered."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self.group.events or self.group.waiters or self._writes:
+                await self._commit_next()
+            if self._stopping.is_set():
+                return
+
+    def stop(self) -> None:
+        """Let `run` return once everything staged is stored."""
+        self._stopping.set()
+        self._work.set()
+
+    def close(self) -> None:
+        """Close the journal, after `run` has returned."""
+        self._thread.submit(self._journal.close).result()
+        self._thread.shutdown()
+
+    async def _commit_next(self) -> None:
+        group, self.group = self.group, Group()
+        writes, self._writes = self._writes, []
+        self.in_flight = group
+        transaction, expired = self._transaction(group, [write for write, _ in writes])
+        started = self._clock.monotonic()
+        try:
+            committed = await self._in_thread(self._journal.commit, transaction)
+        except CommitFailedError as error:
+            self._discard(group, writes, error)
+            last_stored = await self._mend(error)
+            if last_stored >= transaction.number:
+                self._show(group, [write for write, _ in writes], transaction, expired)
+            return
+        self._telemetry.commit_duration.observe(self._clock.monotonic() - started)
+        self._show(group, [write for write, _ in writes], transaction, expired)
+        self._count(committed)
+        for waiter in group.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        for _, done in writes:
+            if not done.done():
+                done.set_result(committed)
+
+    async def _in_thread(self, function: Callable[..., _Result], *args: object) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _transaction(self, group: Group, writes: list[Write]) -> tuple[Transaction, list[Cell]]:
+        transaction = Transaction(self._journal.totals.last_transaction + 1, self._clock.wall_ms())
+        now_ms = transaction.now_ms
+        deltas = group.deltas
+        for cell in self._counters.unstored:
+            value = cell.value + deltas.get(cell, 0)
+            transaction.new_series.append(SeriesRow(cell.series_id, *cell.labels, value, cell.birth, now_ms))
+        transaction.values = [
+            ValueRow(cell.value + delta, now_ms, cell.series_id) for cell, delta in deltas.items() if cell.stored
+        ]
+        transaction.event_ids = list(group.event_ids)
+        transaction.lines = group.lines
+        expired: list[Cell] = []
+        for write in writes:
+            transaction.births += [BirthRow(birth, cell.series_id) for cell, birth in write.births]
+            expired += [cell for cell in write.expired if cell.stored and cell not in deltas]
+            transaction.delivered += write.delivered
+            transaction.dead_letters += write.dead_letters
+        transaction.expired_series = [cell.series_id for cell in expired]
+        transaction.expired_events = sum(cell.value for cell in expired)
+        return transaction, expired
+
+    def _show(self, group: Group, writes: list[Write], transaction: Transaction, expired: list[Cell]) -> None:
+        """Make visible what is stored: the one place where anything that `/metrics` shows changes."""
+        self.in_flight = None
+        stored_ids = {row.series_id for row in transaction.new_series}
+        self._counters.mark_stored(stored_ids)
+        for cell, delta in group.deltas.items():
+            cell.value += delta
+            cell.last_ms = transaction.now_ms
+        for write in writes:
+            for cell, birth in write.births:
+                cell.birth = birth
+        if expired:
+            self._counters.expire(expired, self.group.deltas)
+            self._telemetry.series_expired.inc(len(expired))
+        self._dedupe.add(group.event_ids, transaction.now_ms)
+        self._telemetry.events["accepted", ""].inc(group.events)
+        if group.lines:
+            self.on_stored()
+
+    def _discard(self, group: Group, writes: _Waiting, error: CommitFailedError) -> None:
+        """Refuse everything that is staged, also what came in while the failed transaction ran."""
+        self.writable = False
+        self._telemetry.journal_writable.set(0)
+        self._telemetry.commit_failures.inc()
+        log.error("journal cannot be written; events are refused with 503 until it can", error=str(error))
+        refusal = NotStoredError(str(error))
+        following, self.group = self.group, Group()
+        pending, self._writes = self._writes, []
+        self.in_flight = None
+        for waiter in (*group.waiters, *following.waiters):
+            if not waiter.done():
+                waiter.set_result(refusal)
+        for _, done in (*writes, *pending):
+            if not done.done():
+                done.set_exception(refusal)
+
+    async def _mend(self, error: CommitFailedError) -> int:
+        """Try the journal once a second until it can be written again.
+
+        Returns:
+            The number of the last transaction that is stored; it decides about one whose outcome was not certain. 0
+            when stopped before that was known.
+        """
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _PROBE_SECONDS)
+            try:
+                last_stored = await self._in_thread(self._journal.recover)
+            except CommitFailedError as again:
+                log.debug("journal still cannot be written", error=str(again), first_error=str(error))
+                continue
+            self.writable = True
+            self._telemetry.journal_writable.set(1)
+            log.info("journal can be written again")
+            return last_stored
+        return 0
+
+    def _count(self, committed: Committed) -> None:
+        if committed.dropped_points:
+            self._telemetry.dropped_points.inc(committed.dropped_points)
+        if committed.dropped_dead_letter_points:
+            self._telemetry.dropped_dead_letters.inc(committed.dropped_dead_letter_points)

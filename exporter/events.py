@@ -1,0 +1,202 @@
+"""Events as they arrive: decoding and validating a body.
+
+A body that is as the plugin writes it is decoded in one typed step. Only when that fails is it read again leniently,
+and each event judged alone, so that one bad event never hurts its neighbours. An event is refused only when it cannot
+be counted: when it is not an object, or has no action or no app id. Everything else that is missing, null or of another
+type is mended.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+UNKNOWN: Final = "unknown"
+"""What the Android worker sends as app id, and what a missing version is counted as."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_TRUE: Final = frozenset({"true", "1", "yes"})
+_FALSE: Final = frozenset({"false", "0", "no"})
+_MAX_NUMBER_DIGITS: Final = 400
+
+
+class Event(msgspec.Struct, gc=False, rename={"default_channel": "defaultChannel"}):
+    """One event with the fields of the contract; None stands for missing or null."""
+
+    app_id: str
+    action: str
+    platform: str | None = None
+    device_id: str | None = None
+    version_name: str | None = None
+    old_version_name: str | None = None
+    version_build: str | None = None
+    version_code: str | int | None = None
+    version_os: str | None = None
+    plugin_version: str | None = None
+    custom_id: str | None = None
+    is_prod: bool | None = None
+    is_emulator: bool | None = None
+    default_channel: str | None = None
+    channel: str | None = None
+    key_id: str | None = None
+    install_source: str | None = None
+    timestamp: int | None = None
+    metadata: dict[str, str] | None = None
+    bundle_id: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An event that cannot be counted: the error code and a message for the sender."""
+
+    error: str
+    message: str
+
+
+class MalformedBodyError(Exception):
+    """The body is not JSON, or neither an object nor an array.
+
+    Attributes:
+        error: the error code of the reply.
+        message: the message of the reply.
+    """
+
+    def __init__(self, error: str, message: str) -> None:
+        """Keep the code and the message of the reply."""
+        super().__init__(message)
+        self.error = error
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A decoded body.
+
+    Attributes:
+        events: one entry per element of the body, in order.
+        is_array: whether the body was an array; a single object gets another form of reply.
+        is_plain: no text holds a quote, a backslash or a control character, so that none needs escaping.
+    """
+
+    events: list[Event | Rejection]
+    is_array: bool
+    is_plain: bool
+
+
+_decoder = msgspec.json.Decoder(list[Event] | Event)
+_OPTIONAL_TEXTS: Final = {
+    name: wire_name
+    for name, wire_name in zip(Event.__struct_fields__, Event.__struct_encode_fields__, strict=True)
+    if name not in {"app_id", "action", "is_prod", "is_emulator", "timestamp", "metadata"}
+}
+
+NOT_JSON = MalformedBodyError("invalid_json_parse_body", "Invalid JSON body")
+
+
+def decode(body: bytes) -> Batch:
+    """Decode the body of a POST.
+
+    Raises:
+        MalformedBodyError: if the body is not JSON, or neither an object nor an array.
+    """
+    try:
+        decoded = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_leniently(body)
+    if isinstance(decoded, Event):
+        decoded = [decoded]
+        is_array = False
+    else:
+        is_array = True
+    if any(not event.app_id or not event.action for event in decoded):
+        return _decode_leniently(body)
+    # JSON writes quotes, backslashes and control characters inside a string only with a backslash (RFC 8259, section
+    # 7).
+    events: list[Event | Rejection] = [*decoded]
+    return Batch(events, is_array, is_plain=b"\\" not in body)
+
+
+def _decode_leniently(body: bytes) -> Batch:
+    value = _parse(body)
+    if isinstance(value, list):
+        return Batch([_judge(element) for element in value], is_array=True, is_plain=False)
+    if isinstance(value, dict):
+        return Batch([_judge(value)], is_array=False, is_plain=False)
+    code = "invalid_body"
+    raise MalformedBodyError(code, "The body must be a JSON object or an array of objects")
+
+
+def _parse(body: bytes) -> object:
+    """Parse as the standard library does, which accepts lone surrogates; bytes that are not UTF-8 are replaced."""
+    try:
+        return json.loads(body.decode("utf-8-sig", "replace"), parse_int=_parse_int, strict=False)
+    except (ValueError, RecursionError):
+        raise MalformedBodyError(NOT_JSON.error, NOT_JSON.message) from None
+
+
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_NUMBER_DIGITS else math.inf
+
+
+def _judge(value: object) -> Event | Rejection:
+    if not isinstance(value, dict):
+        return Rejection("invalid_event", "An event must be a JSON object")
+    action = _text(value.get("action"))
+    app_id = _text(value.get("app_id"))
+    if not action:
+        return Rejection("missing_action", "An event needs an action, a non-empty string")
+    if not app_id:
+        return Rejection("missing_app_id", "An event needs an app_id, a non-empty string")
+    metadata = value.get("metadata")
+    return Event(
+        app_id,
+        action,
+        **{name: _text(value.get(wire_name)) for name, wire_name in _OPTIONAL_TEXTS.items()},
+        is_prod=_boolean(value.get("is_prod")),
+        is_emulator=_boolean(value.get("is_emulator")),
+        timestamp=_timestamp(value.get("timestamp")),
+        metadata=_metadata(metadata) if isinstance(metadata, dict) else None,
+    )
+
+
+def _text(value: object) -> str | None:
+    """Read a text field: numbers and booleans become text, anything that is not a scalar counts as missing."""
+    if isinstance(value, str):
+        return _LONE_SURROGATE.sub("\ufffd", value) if not value.isascii() else value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    return None
+
+
+def _boolean(value: object) -> bool | None:
+    text = (_text(value) or "").strip().lower()
+    return True if text in _TRUE else False if text in _FALSE else None
+
+
+def _timestamp(value: object) -> int | None:
+    """Read milliseconds since 1970; a fraction is cut off."""
+    if isinstance(value, str):
+        try:
+            value = float(value) if len(value) <= _MAX_NUMBER_DIGITS else None
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return int(value)
+
+
+def _metadata(value: Mapping[str, object]) -> dict[str, str]:
+    """Read metadata: scalars become text, nested values their JSON text, null is left out."""
+    metadata: dict[str, str] = {}
+    for key, item in value.items():
+        text = json.dumps(item, ensure_ascii=False) if isinstance(item, dict | list) else _text(item)
+        if text is not None:
+            metadata[_text(key) or ""] = _text(text) or ""
+    return metadata

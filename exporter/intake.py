@@ -1,0 +1,222 @@
+"""Intake: stages the events of a batch, and waits until they are on disk."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from exporter.actions import BY_NAME
+from exporter.clock import Clock
+from exporter.commit import Committer, Group, NotStoredError
+from exporter.counters import Cell, Counters
+from exporter.dedupe import DedupeWindow
+from exporter.events import UNKNOWN, Batch, Event, Rejection
+from exporter.identity import identity
+from exporter.labels import LabelPolicy, Labels, Placement
+from exporter.legacy import is_legacy_download_fail
+from exporter.points import PointEncoder
+from exporter.telemetry import Telemetry
+
+_EVENTS_AT_ONCE: Final = 1000
+_CELL_CACHE_FACTOR: Final = 4
+_UNKNOWN_ACTION: Final = Rejection("unknown_action", "This endpoint accepts known actions only")
+
+_Key = tuple[str, str | None, str, str | None, bool | None, bool | None]
+
+
+class UnavailableError(Exception):
+    """Events cannot be stored now; the sender should try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which events are counted.
+
+    Attributes:
+        allowed_apps: the apps that may report; empty: all.
+        unknown_actions: whether actions that the catalogue does not know are accepted or rejected.
+        legacy_download_fail: whether the false `download_fail` of old plugins are kept or dropped.
+        reject_when_full: past so many bytes in the journal new events are refused; None: never.
+    """
+
+    allowed_apps: frozenset[str]
+    unknown_actions: Literal["accept", "reject"]
+    legacy_download_fail: Literal["keep", "drop"]
+    reject_when_full: int | None
+
+    def allows(self, app_id: str) -> bool:
+        """Tell whether an app may report; `unknown` may unless `-unknown` excludes it."""
+        names = self.allowed_apps - {f"-{UNKNOWN}"}
+        if app_id == UNKNOWN:
+            return f"-{UNKNOWN}" not in self.allowed_apps
+        return not names or app_id in names
+
+
+@dataclass(slots=True)
+class _Staged:
+    """What became of a batch's events so far."""
+
+    waiters: dict[Group, asyncio.Future[NotStoredError | None]] = field(default_factory=dict)
+    rejections: dict[int, Rejection] = field(default_factory=dict)
+    duplicates: int = 0
+
+
+class Intake:
+    """The way of events into groups."""
+
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        labels: LabelPolicy,
+        counters: Counters,
+        dedupe: DedupeWindow,
+        points: PointEncoder,
+        committer: Committer,
+        telemetry: Telemetry,
+        clock: Clock,
+        max_series: int,
+    ) -> None:
+        """Take the parts that events pass."""
+        self._rules = rules
+        self._labels = labels
+        self._counters = counters
+        self._dedupe = dedupe
+        self._points = points
+        self._committer = committer
+        self._telemetry = telemetry
+        self._clock = clock
+        self._cells: dict[_Key, Cell] = {}
+        self._max_cached = max_series * _CELL_CACHE_FACTOR
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether events can be stored now."""
+        limit = self._rules.reject_when_full
+        return self._committer.writable and (limit is None or self._committer.journal_bytes < limit)
+
+    def forget_cells(self) -> None:
+        """Drop the shortcuts to cells, after some were removed."""
+        self._cells.clear()
+
+    async def accept(self, batch: Batch) -> dict[int, Rejection]:
+        """Store the events of a batch; on return they are on disk and visible.
+
+        Duplicates of events that another request has staged wait for that request's outcome.
+
+        Returns:
+            The rejected events, by their index.
+
+        Raises:
+            UnavailableError: if not all could be stored; a batch sent again is then counted right.
+        """
+        staged = _Staged()
+        try:
+            for start in range(0, len(batch.events), _EVENTS_AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                self._stage(batch, start, staged)
+            for waiter in staged.waiters.values():
+                _raise_unless_stored(await waiter)
+        except UnavailableError:
+            self._telemetry.events["unavailable", ""].inc(len(batch.events))
+            raise
+        self._telemetry.batch_events.observe(len(batch.events))
+        if staged.duplicates:
+            self._telemetry.events["duplicate", ""].inc(staged.duplicates)
+        for rejection in staged.rejections.values():
+            self._telemetry.events["rejected", rejection.error].inc()
+        return staged.rejections
+
+    def _stage(self, batch: Batch, start: int, staged: _Staged) -> None:
+        if not self.is_open:
+            msg = "the journal takes no events now"
+            raise UnavailableError(msg)
+        group = self._committer.group
+        now_ms = self._clock.wall_ms()
+        events = group.events
+        for index in range(start, min(start + _EVENTS_AT_ONCE, len(batch.events))):
+            event = batch.events[index]
+            if isinstance(event, Rejection):
+                staged.rejections[index] = event
+                continue
+            event_id = identity(event)
+            if event_id is not None:
+                pending = self._pending(event_id)
+                if pending is not None or event_id in self._dedupe:
+                    staged.duplicates += 1
+                    if pending is not None:
+                        self._wait(pending, staged)
+                    continue
+            raw: tuple[tuple[str, str], ...] = ()
+            cell = self._cells.get(
+                (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
+            )
+            if cell is None:
+                placed = self._place(event, now_ms)
+                if placed is None:
+                    continue
+                if isinstance(placed, Rejection):
+                    staged.rejections[index] = placed
+                    continue
+                cell, raw = placed
+            group.deltas[cell] = group.deltas.get(cell, 0) + 1
+            if event_id is not None:
+                group.event_ids[event_id] = None
+            group.lines.append(self._points.encode(event, cell.prefix, raw, event_id, is_plain=batch.is_plain))
+            group.events += 1
+        if group.events > events:
+            self._wait(group, staged)
+
+    def _wait(self, group: Group, staged: _Staged) -> None:
+        """Let the batch wait for a group, from now on: it may be stored before the next slice is staged."""
+        if group not in staged.waiters:
+            staged.waiters[group] = self._committer.wait(group)
+
+    def _pending(self, event_id: int) -> Group | None:
+        """Find the group that has an id staged."""
+        committer = self._committer
+        if event_id in committer.group.event_ids:
+            return committer.group
+        if committer.in_flight is not None and event_id in committer.in_flight.event_ids:
+            return committer.in_flight
+        return None
+
+    def _place(self, event: Event, now_ms: int) -> tuple[Cell, tuple[tuple[str, str], ...]] | Rejection | None:
+        """Find an event's cell the long way: what it may be, its capped labels, its series. None: it is filtered
+        out.
+        """
+        if not self._rules.allows(event.app_id):
+            self._telemetry.events["filtered", "app_not_allowed"].inc()
+            return None
+        if self._rules.unknown_actions == "reject" and event.action not in BY_NAME:
+            return _UNKNOWN_ACTION
+        drops_legacy = self._rules.legacy_download_fail == "drop" and event.action == "download_fail"
+        if drops_legacy and is_legacy_download_fail(event.platform, event.plugin_version):
+            self._telemetry.events["filtered", "legacy_download_fail"].inc()
+            return None
+        placement = self._labels.place(event)
+        cell = self._counters.find(placement.labels, now_ms)
+        raw = placement.raw + _moved(placement.labels, cell.labels, placement)
+        if not raw and not drops_legacy and event.platform == cell.labels.platform:
+            self._remember(event, cell)
+        return cell, raw
+
+    def _remember(self, event: Event, cell: Cell) -> None:
+        """Keep the short way to a cell, for events whose texts are the labels themselves; so the number is bounded."""
+        if len(self._cells) >= self._max_cached:
+            self._cells.clear()
+        self._cells[
+            (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
+        ] = cell
+
+
+def _raise_unless_stored(error: NotStoredError | None) -> None:
+    if error is not None:
+        raise UnavailableError(str(error))
+
+
+def _moved(wanted: Labels, found: Labels, placement: Placement) -> tuple[tuple[str, str], ...]:
+    """Give the raw texts of labels that became `other` because there are too many series in all."""
+    named = {name for name, _ in placement.raw}
+    pairs = (("app_id_raw", wanted.app_id, found.app_id), ("version_raw", wanted.version, found.version))
+    return tuple((name, asked) for name, asked, got in pairs if asked != got and name not in named)

@@ -1,0 +1,130 @@
+"""Opening the journal: a new file is made, a damaged or foreign one is set aside, and what it holds is read."""
+
+import sqlite3
+from array import array
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from exporter.journal.records import Restored, SeriesRow
+from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, create
+from exporter.journal.store import read_totals
+
+FILE_NAME: Final = "journal.sqlite3"
+_COMPANIONS: Final = ("-wal", "-shm")
+_PRIMARY_CODE: Final = 0xFF
+_DAMAGE: Final = frozenset(
+    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
+)
+
+
+class UnusableError(Exception):
+    """The journal cannot be used, for a reason that setting it aside would not mend."""
+
+
+class _UnfitError(Exception):
+    """The file is damaged or not a journal of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An opened journal.
+
+    Attributes:
+        path: the file.
+        connection: a connection for writing.
+        restored: what it held.
+        set_aside: where a file went that could not be used, and why; None if there was none.
+    """
+
+    path: Path
+    connection: sqlite3.Connection
+    restored: Restored
+    set_aside: tuple[Path, str] | None
+
+
+def open_journal(data_dir: Path) -> Opened:
+    """Open the journal of a data directory.
+
+    A file that is damaged or no journal is renamed, with its companions, and a new one is made.
+
+    Raises:
+        UnusableError: if the file cannot be opened or written, or a newer exporter made it.
+    """
+    path = data_dir / FILE_NAME
+    try:
+        try:
+            connection, restored = _open(path)
+        except _UnfitError as error:
+            set_aside = _set_aside(path)
+            connection, restored = _open(path)
+            return Opened(path, connection, restored, (set_aside, str(error)))
+    except (sqlite3.Error, OSError) as error:
+        msg = f"{path}: cannot be used: {error}"
+        raise UnusableError(msg) from error
+    return Opened(path, connection, restored, None)
+
+
+def _open(path: Path) -> tuple[sqlite3.Connection, Restored]:
+    connection = None
+    try:
+        is_new = _is_new(path)
+        connection = connect(path)
+        if is_new:
+            create(connection)
+        return connection, _load(connection)
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        if connection is not None:
+            connection.close()
+        raise _judge(error) from error
+
+
+def _is_new(path: Path) -> bool:
+    """Tell whether the file has to be filled, looking at it before anything in it is changed."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if application_id == 0 and tables == 0:
+        return True
+    if application_id != APPLICATION_ID:
+        msg = "an SQLite file of another program"
+        raise _UnfitError(msg)
+    if version > SCHEMA_VERSION:
+        msg = (
+            f"{path}: made by a newer exporter (schema {version}, this one knows {SCHEMA_VERSION}); "
+            "run that one, or move the file away to start anew"
+        )
+        raise UnusableError(msg)
+    return False
+
+
+def _judge(error: Exception) -> Exception:
+    """Tell damage, which is set aside, from trouble with the disk or with rights, which is not."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, sqlite3.Error) and (code is None or code & _PRIMARY_CODE not in _DAMAGE):
+        return error
+    return _UnfitError(f"damaged: {error}")
+
+
+def _load(connection: sqlite3.Connection) -> Restored:
+    series = [SeriesRow(*row) for row in connection.execute("SELECT * FROM series ORDER BY series_id")]
+    event_ids = []
+    for now_ms, blob in connection.execute("SELECT now_ms, ids FROM event_ids ORDER BY number"):
+        ids = array("Q")
+        ids.frombytes(blob)
+        event_ids.append((int(now_ms), ids.tolist()))
+    return Restored(read_totals(connection), series, event_ids)
+
+
+def _set_aside(path: Path) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    target = path.with_name(f"{path.name}.set-aside-{stamp}")
+    for companion in _COMPANIONS:
+        beside = path.with_name(path.name + companion)
+        if beside.exists():
+            beside.rename(target.with_name(target.name + companion))
+    path.rename(target)
+    return target

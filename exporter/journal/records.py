@@ -1,0 +1,146 @@
+"""What goes into the journal and what comes out of it: plain data, with nothing of SQLite and nothing of the event
+loop.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class SeriesRow(NamedTuple):
+    """A series as it is stored; `birth` is a value of `counters.Birth`, `last_ms` milliseconds since 1970."""
+
+    series_id: int
+    app_id: str
+    platform: str
+    action: str
+    version: str
+    environment: str
+    value: int
+    birth: int
+    last_ms: int
+
+
+class ValueRow(NamedTuple):
+    """A new value of a stored series."""
+
+    value: int
+    last_ms: int
+    series_id: int
+
+
+class BirthRow(NamedTuple):
+    """How much of a stored series may be shown from now on."""
+
+    birth: int
+    series_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Lines that InfluxDB refuses for good.
+
+    Attributes:
+        reason: a word for the metric, such as `refused` or `too_large`.
+        error: what InfluxDB said.
+        lines: the lines of line protocol.
+    """
+
+    reason: str
+    error: str
+    lines: list[str]
+
+
+@dataclass(slots=True)
+class Transaction:
+    """Everything that is stored together or not at all.
+
+    Attributes:
+        number: rises by one with each transaction; the journal keeps the last one.
+        now_ms: when it was put together, in milliseconds since 1970.
+        new_series: series to insert.
+        values: new values of stored series.
+        births: how much of stored series may be shown.
+        expired_series: ids of series to delete.
+        expired_events: the sum of their values, added to the journal's total.
+        event_ids: identities to remember, oldest first.
+        lines: points for InfluxDB.
+        delivered: numbers of groups that InfluxDB has.
+        dead_letters: lines that InfluxDB refuses.
+    """
+
+    number: int
+    now_ms: int
+    new_series: list[SeriesRow] = field(default_factory=list)
+    values: list[ValueRow] = field(default_factory=list)
+    births: list[BirthRow] = field(default_factory=list)
+    expired_series: list[int] = field(default_factory=list)
+    expired_events: int = 0
+    event_ids: list[int] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    delivered: list[int] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Totals:
+    """The journal's totals, as of a transaction.
+
+    Attributes:
+        last_transaction: the number of the last one stored.
+        expired_events: events whose series are gone.
+        points: points that wait for InfluxDB.
+        bytes: their compressed size, with the rows' overhead.
+        event_ids: identities remembered.
+        dead_letter_points: points that InfluxDB refused and that are kept.
+        dead_letter_bytes: their compressed size.
+        oldest_point_ms: when the oldest waiting group was stored, in milliseconds since 1970; None if none waits.
+    """
+
+    last_transaction: int = 0
+    expired_events: int = 0
+    points: int = 0
+    bytes: int = 0
+    event_ids: int = 0
+    dead_letter_points: int = 0
+    dead_letter_bytes: int = 0
+    oldest_point_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a transaction did.
+
+    Attributes:
+        totals: the journal's totals after it.
+        delivered_points: points that left the journal because InfluxDB has them, dead letters included.
+        dropped_points: points dropped because the journal was full.
+        dropped_dead_letter_points: points dropped because there were too many dead letters.
+    """
+
+    totals: Totals
+    delivered_points: int = 0
+    dropped_points: int = 0
+    dropped_dead_letter_points: int = 0
+
+
+class PointsRow(NamedTuple):
+    """One group's points as they are stored: `lines` is one gzip member."""
+
+    number: int
+    points: int
+    lines: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What the journal held when it was opened.
+
+    Attributes:
+        totals: its totals.
+        series: all series.
+        event_ids: pairs of the time of remembering, in milliseconds since 1970, and identities, oldest first.
+    """
+
+    totals: Totals
+    series: list[SeriesRow]
+    event_ids: list[tuple[int, list[int]]]

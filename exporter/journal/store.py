@@ -1,0 +1,254 @@
+"""Writing to the journal: one transaction at a time, on one thread."""
+
+import sqlite3
+from array import array
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from isal import igzip, isal_zlib
+
+from exporter.journal.records import Committed, Totals, Transaction
+from exporter.journal.schema import connect
+
+MAX_DEAD_LETTER_BYTES: Final = 64 << 20
+_COMPRESSION_LEVEL: Final = 1
+_ROW_OVERHEAD_BYTES: Final = 32
+_ID_ROWS_SLACK: Final = 65_536
+_OLDEST_POINTS: Final = "SELECT number, bytes FROM points ORDER BY number LIMIT 64"
+_OLDEST_DEAD_LETTERS: Final = "SELECT id, bytes FROM dead_letters ORDER BY id LIMIT 64"
+
+
+class CommitFailedError(Exception):
+    """A transaction was not stored.
+
+    Attributes:
+        is_certain: whether it is certain that it was not; else `Journal.recover` tells later.
+    """
+
+    def __init__(self, message: str, *, is_certain: bool) -> None:
+        """Keep the reason and whether it is certain."""
+        super().__init__(message)
+        self.is_certain = is_certain
+
+
+class Journal:
+    """The journal's writing side. Its methods block; they are called on one thread, one after another."""
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, totals: Totals, *, max_bytes: int | None, max_event_ids: int
+    ) -> None:
+        """Take over an opened file.
+
+        Args:
+            path: the file.
+            connection: a connection made by `schema.connect`.
+            totals: what `load` found.
+            max_bytes: past it the oldest points are dropped; None: never.
+            max_event_ids: identities kept, at least.
+        """
+        self.path = path
+        self._connection: sqlite3.Connection | None = connection
+        self._totals = totals
+        self._max_bytes = max_bytes
+        self._max_event_ids = max_event_ids
+
+    @property
+    def totals(self) -> Totals:
+        """Give the totals as of the last commit."""
+        return self._totals
+
+    def commit(self, transaction: Transaction) -> Committed:
+        """Store a transaction on disk.
+
+        Raises:
+            CommitFailedError: if it was not stored, or if that cannot be told now.
+        """
+        totals = replace(self._totals, last_transaction=transaction.number)
+        try:
+            if self._connection is None:
+                self._connection = connect(self.path)
+            self._connection.execute("BEGIN IMMEDIATE")
+            committed = self._apply(self._connection, transaction, totals)
+            self._connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            if self.recover(reason) < transaction.number:
+                raise CommitFailedError(reason, is_certain=True) from error
+            committed = Committed(self._totals)
+        self._totals = committed.totals
+        return committed
+
+    def recover(self, reason: str = "") -> int:
+        """Open the file anew after an error, and see what it holds.
+
+        Returns:
+            The number of the last transaction that is stored.
+
+        Raises:
+            CommitFailedError: if the file cannot be read now, so that nothing is certain.
+        """
+        self.close()
+        try:
+            connection = connect(self.path)
+            try:
+                self._totals = read_totals(connection)
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("UPDATE state SET last_transaction = last_transaction")
+                connection.execute("COMMIT")
+            except sqlite3.Error:
+                connection.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            raise CommitFailedError(
+                f"{reason}; {type(error).__name__}: {error}".lstrip("; "), is_certain=False
+            ) from error
+        self._connection = connection
+        return self._totals.last_transaction
+
+    def close(self) -> None:
+        """Close the file; closing it again does nothing."""
+        if self._connection is not None:
+            try:
+                self._connection.close()
+            finally:
+                self._connection = None
+
+    def _apply(self, connection: sqlite3.Connection, transaction: Transaction, totals: Totals) -> Committed:
+        _write_series(connection, transaction)
+        totals.expired_events += transaction.expired_events
+        self._write_event_ids(connection, transaction, totals)
+        if transaction.lines:
+            lines = compress(transaction.lines)
+            size = len(lines) + _ROW_OVERHEAD_BYTES
+            row = (transaction.number, transaction.now_ms, len(transaction.lines), size, lines)
+            connection.execute("INSERT INTO points VALUES (?, ?, ?, ?, ?)", row)
+            totals.points += len(transaction.lines)
+            totals.bytes += size
+        delivered = _delete_points(connection, transaction.delivered, totals)
+        dropped_dead_letters = _write_dead_letters(connection, transaction, totals)
+        dropped = 0
+        while self._max_bytes is not None and totals.bytes > self._max_bytes and totals.points:
+            oldest = _oldest(connection, _OLDEST_POINTS, totals.bytes - self._max_bytes)
+            dropped += _delete_points(connection, oldest, totals)
+        totals.oldest_point_ms = _oldest_point_ms(connection)
+        connection.execute(
+            "UPDATE state SET last_transaction = ?, expired_events = ?, points = ?, bytes = ?, event_ids = ?, "
+            "dead_letter_points = ?, dead_letter_bytes = ?",
+            (
+                totals.last_transaction,
+                totals.expired_events,
+                totals.points,
+                totals.bytes,
+                totals.event_ids,
+                totals.dead_letter_points,
+                totals.dead_letter_bytes,
+            ),
+        )
+        return Committed(totals, delivered, dropped, dropped_dead_letters)
+
+    def _write_event_ids(self, connection: sqlite3.Connection, transaction: Transaction, totals: Totals) -> None:
+        if transaction.event_ids:
+            ids = array("Q", transaction.event_ids).tobytes()
+            row = (transaction.number, transaction.now_ms, len(transaction.event_ids), ids)
+            connection.execute("INSERT INTO event_ids VALUES (?, ?, ?, ?)", row)
+            totals.event_ids += len(transaction.event_ids)
+        if totals.event_ids < self._max_event_ids + _ID_ROWS_SLACK:
+            return
+        cursor = connection.execute("SELECT number, count FROM event_ids ORDER BY number")
+        last = None
+        for number, count in cursor:
+            if totals.event_ids - count < self._max_event_ids:
+                break
+            totals.event_ids -= count
+            last = number
+        cursor.close()
+        if last is not None:
+            connection.execute("DELETE FROM event_ids WHERE number <= ?", (last,))
+
+
+def compress(lines: list[str]) -> bytes:
+    """Join lines and compress them into one gzip member."""
+    return bytes(igzip.compress("\n".join(lines).encode(), _COMPRESSION_LEVEL))
+
+
+def decompress(blob: bytes) -> list[str]:
+    """Give the lines of one gzip member.
+
+    Raises:
+        ValueError: if the bytes are damaged.
+    """
+    try:
+        return bytes(igzip.decompress(blob)).decode().split("\n")
+    except (OSError, EOFError, isal_zlib.error) as error:
+        msg = f"damaged points: {error}"
+        raise ValueError(msg) from error
+
+
+def read_totals(connection: sqlite3.Connection) -> Totals:
+    """Read the totals of a file."""
+    columns = "last_transaction, expired_events, points, bytes, event_ids, dead_letter_points, dead_letter_bytes"
+    totals = Totals(*connection.execute(f"SELECT {columns} FROM state").fetchone())  # noqa: S608 -- fixed names
+    totals.oldest_point_ms = _oldest_point_ms(connection)
+    return totals
+
+
+def _oldest_point_ms(connection: sqlite3.Connection) -> int | None:
+    row = connection.execute("SELECT now_ms FROM points ORDER BY number LIMIT 1").fetchone()
+    return None if row is None else int(row[0])
+
+
+def _write_series(connection: sqlite3.Connection, transaction: Transaction) -> None:
+    if transaction.new_series:
+        connection.executemany("INSERT INTO series VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", transaction.new_series)
+    if transaction.values:
+        connection.executemany("UPDATE series SET value = ?, last_ms = ? WHERE series_id = ?", transaction.values)
+    if transaction.births:
+        connection.executemany("UPDATE series SET birth = ? WHERE series_id = ?", transaction.births)
+    if transaction.expired_series:
+        connection.executemany("DELETE FROM series WHERE series_id = ?", [(key,) for key in transaction.expired_series])
+
+
+def _delete_points(connection: sqlite3.Connection, numbers: list[int], totals: Totals) -> int:
+    deleted = 0
+    for number in numbers:
+        for count, size in connection.execute(
+            "DELETE FROM points WHERE number = ? RETURNING count, bytes", (number,)
+        ).fetchall():
+            deleted += count
+            totals.points -= count
+            totals.bytes -= size
+    return deleted
+
+
+def _write_dead_letters(connection: sqlite3.Connection, transaction: Transaction, totals: Totals) -> int:
+    for letter in transaction.dead_letters:
+        lines = compress(letter.lines)
+        size = len(lines) + _ROW_OVERHEAD_BYTES
+        connection.execute(
+            "INSERT INTO dead_letters (now_ms, count, bytes, reason, error, lines) VALUES (?, ?, ?, ?, ?, ?)",
+            (transaction.now_ms, len(letter.lines), size, letter.reason, letter.error, lines),
+        )
+        totals.dead_letter_points += len(letter.lines)
+        totals.dead_letter_bytes += size
+    dropped = 0
+    while totals.dead_letter_bytes > MAX_DEAD_LETTER_BYTES:
+        for letter_id in _oldest(connection, _OLDEST_DEAD_LETTERS, totals.dead_letter_bytes - MAX_DEAD_LETTER_BYTES):
+            count, size = connection.execute(
+                "DELETE FROM dead_letters WHERE id = ? RETURNING count, bytes", (letter_id,)
+            ).fetchall()[0]
+            dropped += count
+            totals.dead_letter_points -= count
+            totals.dead_letter_bytes -= size
+    return dropped
+
+
+def _oldest(connection: sqlite3.Connection, query: str, excess: int) -> list[int]:
+    """Find the oldest rows whose sizes make up the excess, some at a time; the query gives keys and sizes."""
+    found: list[int] = []
+    for key, size in connection.execute(query).fetchall():
+        if excess <= 0:
+            break
+        found.append(key)
+        excess -= size
+    return found

@@ -1,0 +1,225 @@
+"""The labels of an event: normalised, and capped so that no sender can grow the number of series without bound.
+
+A value never moves between series: past its cap, later events of a new value are counted as `other`. The same capped
+values are InfluxDB's tags; the raw text then goes into a field.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from exporter.actions import BY_NAME, PLATFORMS
+from exporter.events import UNKNOWN, Event
+from exporter.lineprotocol import clean
+
+OTHER: Final = "other"
+_FREE_VERSIONS: Final = frozenset({"builtin", UNKNOWN, OTHER})
+_FREE_APPS: Final = frozenset({UNKNOWN, OTHER})
+_MAX_LABEL_LENGTH: Final = 128
+_FREE_SHARE: Final = 0.8
+_HOUR_SECONDS: Final = 3600.0
+_NEW_VERSIONS_AN_HOUR: Final = 20
+_NEW_APPS_AN_HOUR: Final = 5
+
+
+class Labels(NamedTuple):
+    """The labels of a series, in the order in which they are shown."""
+
+    app_id: str
+    platform: str
+    action: str
+    version: str
+    environment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an event is counted.
+
+    Attributes:
+        labels: the labels of its series.
+        raw: pairs of field name and text for what the labels do not say: the file of a composite version, values past a
+            cap.
+    """
+
+    labels: Labels
+    raw: tuple[tuple[str, str], ...]
+
+
+class CappedValues:
+    """The values of one label that have series of their own.
+
+    The first 80 % of the cap are taken freely, because an exporter put in front of a living fleet meets all its
+    versions at once; the rest only so many an hour, so that a flood of invented values leaves room for real ones.
+    """
+
+    def __init__(self, cap: int, new_an_hour: int | None, monotonic: Callable[[], float]) -> None:
+        """Set the bounds; `new_an_hour` None means that the whole cap is taken freely."""
+        self._cap = cap
+        self._new_an_hour = new_an_hour
+        self._monotonic = monotonic
+        self._values: set[str] = set()
+        self._recent: deque[float] = deque()
+
+    def __len__(self) -> int:
+        """Count the values."""
+        return len(self._values)
+
+    @property
+    def crowding(self) -> int:
+        """Count the values past the freely taken share, with one more for the next."""
+        return max(0, len(self._values) + 1 - math.ceil(self._cap * _FREE_SHARE))
+
+    def restore(self, value: str) -> None:
+        """Take a value that the journal holds, whatever the cap is now."""
+        self._values.add(value)
+
+    def discard(self, value: str) -> None:
+        """Give a value's place back."""
+        self._values.discard(value)
+
+    def admit(self, value: str) -> bool:
+        """Tell whether a value has series of its own, after giving it a place if the bounds allow."""
+        if value in self._values:
+            return True
+        if len(self._values) >= self._cap or (
+            self._new_an_hour is not None and self.crowding and not self._take_turn()
+        ):
+            return False
+        self._values.add(value)
+        return True
+
+    def _take_turn(self) -> bool:
+        now = self._monotonic()
+        while self._recent and self._recent[0] <= now - _HOUR_SECONDS:
+            self._recent.popleft()
+        if len(self._recent) >= (self._new_an_hour or 0):
+            return False
+        self._recent.append(now)
+        return True
+
+
+class LabelPolicy:
+    """Turns events into labels."""
+
+    def __init__(
+        self,
+        *,
+        max_apps: int,
+        max_versions_per_app: int,
+        max_unknown_actions: int,
+        reserved_apps: Iterable[str],
+        monotonic: Callable[[], float],
+        on_overflow: Callable[[str, str], None],
+    ) -> None:
+        """Set the caps.
+
+        Args:
+            max_apps: apps with labels of their own, besides the reserved ones.
+            max_versions_per_app: versions of one app with labels of their own.
+            max_unknown_actions: actions unknown to the catalogue with labels of their own.
+            reserved_apps: apps that always have labels of their own.
+            monotonic: seconds, for the rates.
+            on_overflow: called with the label's name and the value for each event counted as `other`.
+        """
+        self._max_versions = max_versions_per_app
+        self._reserved_apps = frozenset(reserved_apps)
+        self._monotonic = monotonic
+        self._on_overflow = on_overflow
+        self._apps = CappedValues(max_apps, _NEW_APPS_AN_HOUR, monotonic)
+        self._versions: dict[str, CappedValues] = {}
+        self._unknown_actions = CappedValues(max_unknown_actions, None, monotonic)
+
+    def place(self, event: Event) -> Placement:
+        """Find the labels of an event."""
+        raw: list[tuple[str, str]] = []
+        version_text, file = split_version(event.version_name or "")
+        app_id = self._cap("app_id", event.app_id, self._admit_app, raw)
+        action = self._cap("action", event.action, self._admit_action, raw)
+        version = UNKNOWN
+        if version_text:
+            version = self._cap("version", version_text, lambda value: self._admit_version(app_id, value), raw)
+        if file:
+            raw.append(("file", file))
+        platform = (event.platform or "").lower()
+        return Placement(
+            Labels(app_id, platform if platform in PLATFORMS else OTHER, action, version, environment(event)),
+            tuple(raw),
+        )
+
+    def restore(self, labels: Labels) -> None:
+        """Take the places of a series that the journal holds."""
+        if labels.app_id not in _FREE_APPS and labels.app_id not in self._reserved_apps:
+            self._apps.restore(labels.app_id)
+        if labels.action not in BY_NAME and labels.action != OTHER:
+            self._unknown_actions.restore(labels.action)
+        if labels.version not in _FREE_VERSIONS:
+            self._versions_of(labels.app_id).restore(labels.version)
+
+    def release(self, *, apps: Iterable[str], versions: Iterable[tuple[str, str]], actions: Iterable[str]) -> None:
+        """Give back the places of values that no series has any more; a version comes with its app."""
+        for app_id, version in versions:
+            self._versions_of(app_id).discard(version)
+        for app_id in apps:
+            self._apps.discard(app_id)
+            self._versions.pop(app_id, None)
+        for action in actions:
+            self._unknown_actions.discard(action)
+
+    @staticmethod
+    def is_free_version(version: str) -> bool:
+        """Tell whether a version takes no place under the cap."""
+        return version in _FREE_VERSIONS
+
+    def crowding(self, app_id: str) -> int:
+        """Tell how many versions of an app should make room, so that new ones are taken freely again."""
+        versions = self._versions.get(app_id)
+        return 0 if versions is None else versions.crowding
+
+    def _cap(self, name: str, text: str, admit: Callable[[str], bool], raw: list[tuple[str, str]]) -> str:
+        value = normalise(text)
+        label = value or UNKNOWN
+        if len(label) > _MAX_LABEL_LENGTH or not admit(label):
+            self._on_overflow(name, label[:_MAX_LABEL_LENGTH])
+            label = OTHER
+        if label != text:
+            raw.append((f"{name}_raw", text))
+        return label
+
+    def _admit_app(self, value: str) -> bool:
+        return value in _FREE_APPS or value in self._reserved_apps or self._apps.admit(value)
+
+    def _admit_action(self, value: str) -> bool:
+        return value in BY_NAME or value == OTHER or self._unknown_actions.admit(value)
+
+    def _admit_version(self, app_id: str, value: str) -> bool:
+        return value in _FREE_VERSIONS or self._versions_of(app_id).admit(value)
+
+    def _versions_of(self, app_id: str) -> CappedValues:
+        versions = self._versions.get(app_id)
+        if versions is None:
+            versions = self._versions[app_id] = CappedValues(self._max_versions, _NEW_VERSIONS_AN_HOUR, self._monotonic)
+        return versions
+
+
+def normalise(text: str) -> str:
+    """Make a text fit for a label and a tag: control characters become spaces, backslashes slashes, ends are trimmed.
+
+    A backslash before a comma, a space or the end of a tag has no unambiguous form in line protocol.
+    """
+    return clean(text).replace("\\", "/").strip()
+
+
+def split_version(version_name: str) -> tuple[str, str]:
+    """Split a composite `1.2.3:assets/main.js` into the version and the file; a colon in front splits nothing."""
+    version, colon, file = version_name.partition(":")
+    return (version, file) if colon and version else (version_name, "")
+
+
+def environment(event: Event) -> str:
+    """Give the label `environment`: `emulator`, `dev` or `prod`; early clients do not say, and are taken as `prod`."""
+    if event.is_emulator:
+        return "emulator"
+    return "dev" if event.is_prod is False else "prod"

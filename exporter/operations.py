@@ -1,0 +1,120 @@
+"""The endpoints for operators: metrics, health, readiness and the landing page."""
+
+import asyncio
+import hmac
+from collections.abc import Callable
+from html import escape
+from typing import Any, Final
+
+from aiohttp import web
+from isal import igzip
+from prometheus_client import CollectorRegistry
+
+from exporter import __version__
+from exporter.births import SCRAPE_HEADER, Births
+from exporter.counters import Counters
+from exporter.exposition import OPENMETRICS_TYPE, TEXT_TYPE, render
+from exporter.stats import bearer, reply_error
+
+_GZIP_LEVEL: Final = 1
+_GZIP_FROM_BYTES: Final = 1024
+
+
+class MetricsHandler:
+    """Answers `GET /metrics`."""
+
+    def __init__(self, registry: CollectorRegistry, counters: Counters, births: Births, token: str | None) -> None:
+        """Set what is shown, and the bearer token that readers must show, if any."""
+        self._registry = registry
+        self._counters = counters
+        self._births = births
+        self._token = None if token is None else token.encode()
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Render the page in the format and the encoding that the reader accepts."""
+        if self._token is not None and not hmac.compare_digest(bearer(request).encode(), self._token):
+            response = reply_error(401, "unauthorized", "The bearer token is missing or wrong")
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+        to_scraper = SCRAPE_HEADER in request.headers
+        if to_scraper:
+            await self._births.scrape(request.transport)
+        openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
+        page = await render(self._registry, self._counters, openmetrics=openmetrics, to_scraper=to_scraper)
+        headers = {"Content-Type": OPENMETRICS_TYPE if openmetrics else TEXT_TYPE, "Vary": "Accept, Accept-Encoding"}
+        if _accepts_gzip(request) and len(page) >= _GZIP_FROM_BYTES:
+            page = await asyncio.get_running_loop().run_in_executor(None, igzip.compress, page, _GZIP_LEVEL)
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=page, headers=headers)
+
+
+def _accepts_gzip(request: web.Request) -> bool:
+    for part in request.headers.get("Accept-Encoding", "").split(","):
+        coding, _, weight = part.partition(";")
+        if coding.strip().lower() == "gzip":
+            return weight.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
+    return False
+
+
+class HealthHandler:
+    """Answers `GET /healthz`, `GET /readyz` and `GET /`."""
+
+    def __init__(
+        self,
+        *,
+        ended_tasks: Callable[[], list[str]],
+        is_open: Callable[[], bool],
+        is_draining: Callable[[], bool],
+        influx: Callable[[], str],
+        stats_path: str,
+    ) -> None:
+        """Remember where to look.
+
+        Args:
+            ended_tasks: names of background tasks that ended although they should run.
+            is_open: whether events can be stored.
+            is_draining: whether the exporter is stopping.
+            influx: the state of the delivery: `ok`, `not configured`, or what is wrong.
+            stats_path: for the landing page.
+        """
+        self._ended_tasks = ended_tasks
+        self._is_open = is_open
+        self._is_draining = is_draining
+        self._influx = influx
+        self._stats_path = stats_path
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """Tell whether the process works: 503 when a background task has ended."""
+        del request
+        ended = self._ended_tasks()
+        body = {"status": "failed" if ended else "ok", "ended_tasks": ended}
+        return web.json_response(body, status=503 if ended else 200)
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Tell whether events can be stored: 503 when not, or while stopping. InfluxDB's state does not change the
+        status.
+        """
+        del request
+        influx = self._influx()
+        body: dict[str, Any] = {
+            "status": "ready",
+            "influxdb": influx,
+            "degraded": influx not in {"ok", "not configured"},
+        }
+        if self._is_draining():
+            body["status"] = "draining"
+        elif not self._is_open():
+            body["status"] = "events cannot be stored"
+        return web.json_response(body, status=200 if body["status"] == "ready" else 503)
+
+    async def index(self, request: web.Request) -> web.Response:
+        """Give the landing page."""
+        del request
+        path = escape(self._stats_path)
+        links = "".join(f'<li><a href="{link}">{link}</a></li>' for link in ("/metrics", "/healthz", "/readyz"))
+        page = (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>capgo-stats-exporter</title></head><body>'
+            f"<h1>capgo-stats-exporter {escape(__version__)}</h1><p>Statistics endpoint for Capgo live updates. "
+            f"Devices post to <code>{path}</code>.</p><ul>{links}</ul></body></html>"
+        )
+        return web.Response(text=page, content_type="text/html")

@@ -1,0 +1,122 @@
+"""Serving: sockets, signals and the end."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from exporter import __version__
+from exporter.app import Exporter, create_exporter
+from exporter.settings import Settings, mask_url, split_address
+
+FORCED_EXIT_CODE: Final = 130
+_BACKLOG: Final = 1024
+_KEEPALIVE_SECONDS: Final = 120.0
+
+log = structlog.get_logger()
+
+
+class ListenError(Exception):
+    """An address cannot be listened on."""
+
+
+async def serve(settings: Settings) -> None:
+    """Run an exporter until SIGTERM or SIGINT, then drain: requests under way are answered, and what can be delivered
+    is.
+
+    A second signal ends the process at once; nothing that was answered is lost then either.
+
+    Raises:
+        ListenError: if an address cannot be listened on.
+        LockedError: if another process uses the data directory.
+        UnusableError: if the journal cannot be opened.
+        OSError: if the data directory cannot be made or written.
+    """
+    with _listening(settings.listen, "EXPORTER_LISTEN") as public, contextlib.ExitStack() as stack:
+        private = None
+        if settings.metrics_listen is not None:
+            private = stack.enter_context(_listening(settings.metrics_listen, "EXPORTER_METRICS_LISTEN"))
+        stop = asyncio.Event()
+        _handle_signals(stop)
+        async with create_exporter(settings) as exporter, _serving(settings, exporter, public, private):
+            log.info(
+                "listening",
+                url=_url(public),
+                stats_path=settings.stats_path,
+                metrics_url=_url(private or public),
+                influxdb=None if settings.influx_url is None else mask_url(settings.influx_url),
+                version=__version__,
+            )
+            await stop.wait()
+            exporter.is_draining = True
+            log.info("stopping; a second signal ends the process at once")
+    log.info("stopped")
+
+
+@contextlib.contextmanager
+def _listening(address: str, setting: str) -> Iterator[socket.socket]:
+    host, port = split_address(address)
+    try:
+        family, kind, protocol, _, bound = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        msg = f"{setting}: {address}: {error.strerror or error}"
+        raise ListenError(msg) from error
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(bound)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            msg = f"{setting}: {address}: {error.strerror or error}"
+            raise ListenError(msg) from error
+        listener.setblocking(False)
+        yield listener
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    settings: Settings, exporter: Exporter, public: socket.socket, private: socket.socket | None
+) -> AsyncIterator[None]:
+    """Serve both applications; on the way out the listeners close first, and requests under way are waited for."""
+    async with contextlib.AsyncExitStack() as stack:
+        for app, listener in ((exporter.public, public), (exporter.private, private)):
+            if app is None or listener is None:
+                continue
+            runner = web.AppRunner(
+                app,
+                access_log=None,
+                auto_decompress=False,
+                handle_signals=False,
+                keepalive_timeout=_KEEPALIVE_SECONDS,
+                shutdown_timeout=settings.shutdown_timeout,
+            )
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        yield
+
+
+def _handle_signals(stop: asyncio.Event) -> None:
+    def handle() -> None:
+        if stop.is_set():
+            log.warning("ended by a second signal; what was answered is on disk")
+            os._exit(FORCED_EXIT_CODE)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

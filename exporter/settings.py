@@ -1,0 +1,311 @@
+"""Settings: environment variables `EXPORTER_*`, a `.env` file and command-line options, one clear line per mistake."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from exporter.units import format_duration, format_size, parse_duration_seconds, parse_size_bytes
+
+PREFIX: Final = "EXPORTER_"
+_INFLUX_CLIENT_PREFIX: Final = "INFLUXDB_V2_"
+_INFLUX_CLIENT_NAMES: Final = {
+    f"{_INFLUX_CLIENT_PREFIX}{name}": f"influx_{name.lower()}" for name in ("URL", "ORG", "TOKEN", "BUCKET")
+}
+
+
+class SettingsError(Exception):
+    """The settings are wrong; `problems` holds one line per mistake."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Keep the lines, and join them for people."""
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _duration(value: object) -> object:
+    return parse_duration_seconds(value) if isinstance(value, str) else value
+
+
+def _size(value: object) -> object:
+    return parse_size_bytes(value) if isinstance(value, str) else value
+
+
+def _names(value: object) -> object:
+    return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+Size = Annotated[int, BeforeValidator(_size)]
+Names = Annotated[frozenset[str], BeforeValidator(_names)]
+Privacy = Literal["keep", "hash", "drop"]
+
+
+class Settings(BaseModel):
+    """All settings of `capgo-exporter serve`; durations are seconds, sizes are bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    listen: str = Field(
+        "0.0.0.0:9746", description="Address and port that serve everything; port 0 lets the system choose."
+    )
+    metrics_listen: str | None = Field(
+        None, description="A second address and port that takes everything but the stats path off the first."
+    )
+    stats_path: str = Field("/stats", description="Path that devices post to.")
+    data_dir: Path = Field(Path("data"), description="Directory of the journal and the generated hash key.")
+    journal_max_bytes: Size = Field(
+        1 << 30, ge=1 << 16, description="Largest size of the points that wait for InfluxDB in the journal."
+    )
+    journal_full: Literal["drop-oldest", "reject"] = Field(
+        "drop-oldest",
+        description="What a full journal does: drop the oldest points, or refuse new events with 503.",
+    )
+    max_body_bytes: Size = Field(32 << 20, ge=1024, description="Largest body of a POST, after decompression.")
+    max_event_age: Duration = Field(
+        7 * 86400.0,
+        gt=0,
+        description="Oldest device time that is believed; must be shorter than the bucket's retention.",
+    )
+    max_versions_per_app: int = Field(100, ge=1, description="Versions of an app that get labels of their own.")
+    max_apps: int = Field(50, ge=1, description="Apps that get labels of their own; allowed apps are reserved on top.")
+    max_unknown_actions: int = Field(50, ge=0, description="Unknown actions that get labels of their own.")
+    max_series: int = Field(200_000, ge=100, description="Series of `capgo_stats_events_total` in all.")
+    series_ttl: Duration = Field(30 * 86400.0, ge=60, description="A series without an event for so long is expired.")
+    scrape_interval: Duration = Field(
+        60.0, gt=0, description="The longest scrape interval of all Prometheus servers that scrape this exporter."
+    )
+    dedupe_events: int = Field(
+        1_000_000, ge=1000, description="Events remembered, at least, to recognise re-sent ones."
+    )
+    allowed_apps: Names = Field(
+        frozenset(),
+        description="App ids that may report, separated by commas; unset: all. `-unknown` excludes `unknown`.",
+    )
+    ingest_token: SecretStr | None = Field(
+        None, description="Token that devices must send, as last path segment, `?token=` or bearer header."
+    )
+    metrics_token: SecretStr | None = Field(None, description="Bearer token that `/metrics` demands.")
+    custom_id: Privacy = Field("hash", description="What InfluxDB gets of a device's custom id.")
+    device_id: Privacy = Field("keep", description="What InfluxDB gets of the random install id.")
+    hash_key: SecretStr | None = Field(
+        None, description="Key for `hash`; unset: made once, kept in the data directory."
+    )
+    unknown_actions: Literal["accept", "reject"] = Field(
+        "accept", description="Whether actions that the catalogue does not know are counted."
+    )
+    legacy_download_fail: Literal["keep", "drop"] = Field(
+        "keep", description="Whether the false `download_fail` of old plugins are counted."
+    )
+    influx_url: str | None = Field(None, description="InfluxDB's URL; unset: points wait in the journal.")
+    influx_org: str = Field("", description="InfluxDB's organisation.")
+    influx_token: SecretStr | None = Field(None, description="InfluxDB's token.")
+    influx_bucket: str = Field("capgo", description="InfluxDB's bucket (1.x: database, or `database/policy`).")
+    influx_timeout: Duration = Field(10.0, gt=0, description="Longest wait for InfluxDB's answer to one write.")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="Log lines for people or as JSON; auto: for people on a terminal."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity that is logged."
+    )
+    shutdown_timeout: Duration = Field(
+        10.0, gt=0, description="Longest wait for requests under way, and then for the last delivery, on SIGTERM."
+    )
+
+    @field_validator("listen", "metrics_listen")
+    @classmethod
+    def _check_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
+        return value
+
+    @field_validator("stats_path")
+    @classmethod
+    def _check_path(cls, value: str) -> str:
+        path = value.rstrip("/")
+        if not path.startswith("/") or any(char in path for char in "{}?# ") or path in _RESERVED_PATHS:
+            msg = f"{value!r} is not a path of its own, like /stats"
+            raise ValueError(msg)
+        return path
+
+    @field_validator("influx_url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname):
+            msg = "not an http:// or https:// URL"  # The value stays out: a URL may hold a password.
+            raise ValueError(msg)
+        return value
+
+    @field_validator("ingest_token", "metrics_token", "hash_key", "influx_token")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            msg = "is empty; unset it, or give a value"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Settings":
+        if self.metrics_listen is not None and self.metrics_listen == self.listen and split_address(self.listen)[1]:
+            msg = "EXPORTER_METRICS_LISTEN: the same address as EXPORTER_LISTEN; unset it to serve everything on one"
+            raise ValueError(msg)
+        if self.influx_url is None and self.influx_token is not None:
+            msg = "EXPORTER_INFLUX_TOKEN: set without EXPORTER_INFLUX_URL; set both or none"
+            raise ValueError(msg)
+        return self
+
+
+_RESERVED_PATHS: Final = frozenset({"", "/metrics", "/healthz", "/readyz"})
+SECRETS: Final = frozenset(
+    name for name, field in Settings.model_fields.items() if field.annotation in {SecretStr, SecretStr | None}
+)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port` or `[v6]:port`.
+
+    Raises:
+        ValueError: if it is not an address with a port.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 -- the largest port
+        msg = f"{address!r} is not host:port, like 0.0.0.0:9746 or [::]:9746"
+        raise ValueError(msg)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def variable(field: str) -> str:
+    """Give the environment variable of a setting."""
+    return PREFIX + field.upper()
+
+
+def load(
+    environ: Mapping[str, str], options: Mapping[str, Any] | None = None, dotenv: Path | None = Path(".env")
+) -> Settings:
+    """Read the settings: command-line options win over the environment, which wins over the `.env` file.
+
+    Args:
+        environ: environment variables.
+        options: values of command-line options by field name; None means not given.
+        dotenv: the `.env` file, which need not exist.
+
+    Raises:
+        SettingsError: with one line per mistake: unknown names, unreadable values, contradictions.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for source in (_read_dotenv(dotenv, problems), environ):
+        values |= _fields(source, problems)
+    values |= {name: value for name, value in (options or {}).items() if value is not None}
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(problems + list(_explain(error))) from None
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def _read_dotenv(path: Path | None, problems: list[str]) -> dict[str, str]:
+    if path is None or not path.is_file():
+        return {}
+    try:
+        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read: {error}")
+        return {}
+
+
+def _fields(source: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+    """Pick the settings out of one source of variables; an empty variable counts as unset."""
+    values: dict[str, str] = {}
+    for name, value in source.items():
+        if not name.startswith((PREFIX, _INFLUX_CLIENT_PREFIX)) or not value:
+            continue
+        plain, from_file = (name.removesuffix("_FILE"), True) if _is_file_variant(name) else (name, False)
+        field = _INFLUX_CLIENT_NAMES.get(plain, plain.removeprefix(PREFIX).lower())
+        if field not in Settings.model_fields:
+            if name.startswith(PREFIX):
+                problems.append(f"{name}: unknown setting{_suggestion(field)}")
+        elif field in values:
+            problems.append(f"{name}: set twice, also under another name; keep one")
+        elif from_file:
+            _read_secret(name, Path(value), field, values, problems)
+        else:
+            values[field] = value
+    return values
+
+
+def _is_file_variant(name: str) -> bool:
+    field = name.removesuffix("_FILE").removeprefix(PREFIX).lower()
+    return name.endswith("_FILE") and (field in SECRETS or name.removesuffix("_FILE") in _INFLUX_CLIENT_NAMES)
+
+
+def _read_secret(name: str, path: Path, field: str, values: dict[str, str], problems: list[str]) -> None:
+    try:
+        values[field] = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{name}: {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+
+
+def _suggestion(field: str) -> str:
+    close = difflib.get_close_matches(field, Settings.model_fields, n=1)
+    return f"; did you mean {variable(close[0])}?" if close else ""
+
+
+def _explain(error: ValidationError) -> Iterable[str]:
+    for problem in error.errors(include_url=False):
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        if not field:
+            yield message
+        elif field in SECRETS or problem["type"] == "value_error":
+            yield f"{variable(field)}: {message}"
+        else:
+            yield f"{variable(field)}: {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def describe(settings: Settings) -> Iterable[tuple[str, str]]:
+    """List every setting as it would be used, in order, with secrets masked and durations and sizes as people write
+    them.
+    """
+    for name in Settings.model_fields:
+        yield variable(name), render(name, getattr(settings, name))
+
+
+def render(name: str, value: object) -> str:
+    """Write a setting's value the way it could be set; secrets are masked, as is a password in a URL."""
+    if value is None or value in {frozenset(), ""}:
+        return "(unset)"
+    if name in SECRETS:
+        return "***"
+    if name == "influx_url":
+        return mask_url(str(value))
+    if isinstance(value, float):
+        return format_duration(value)
+    if name.endswith("_bytes") and isinstance(value, int):
+        return format_size(value)
+    if isinstance(value, frozenset):
+        return ",".join(sorted(value))
+    return str(value)
+
+
+def mask_url(url: str) -> str:
+    """Give a URL without user name, password and query."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"

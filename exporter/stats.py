@@ -1,0 +1,130 @@
+"""`/stats`: the endpoint that devices post to.
+
+What a reply does to a device decides its status (Capgo's plugin sources): 4xx makes a device drop its whole batch, an
+empty 200 makes iOS send it again every second, 429 stops more than the statistics, and 503 makes it send the batch
+again.
+"""
+
+import hmac
+from typing import Any, Final
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from exporter.bodies import BodyError, read_body
+from exporter.events import MalformedBodyError, Rejection, decode
+from exporter.intake import Intake, UnavailableError
+from exporter.telemetry import Telemetry
+
+RETRY_AFTER_SECONDS: Final = 5
+_OK: Final = b'{"status":"ok"}'
+_CACHED_REPLIES: Final = 1000
+_JSON: Final = "application/json"
+_UNAVAILABLE: Final = msgspec.json.encode(
+    {
+        "error": "unavailable",
+        "message": "Events cannot be stored now; send them again",
+        "retryAfterSeconds": RETRY_AFTER_SECONDS,
+    }
+)
+
+log = structlog.get_logger()
+
+
+class StatsHandler:
+    """Answers `GET` and `POST` on the stats path."""
+
+    def __init__(self, intake: Intake, telemetry: Telemetry, *, max_body_bytes: int, token: str | None) -> None:
+        """Set the bounds.
+
+        Args:
+            intake: takes the events.
+            telemetry: counts what is refused.
+            max_body_bytes: largest body after decompression.
+            token: what senders must show; None: nothing.
+        """
+        self._intake = intake
+        self._telemetry = telemetry
+        self._max_body_bytes = max_body_bytes
+        self._token = None if token is None else token.encode()
+        self._replies: dict[int, bytes] = {}
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer a check of the endpoint."""
+        if not self._may_send(request):
+            return self._unauthorized()
+        return web.Response(body=_OK, content_type=_JSON)
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Take events, and answer when they are on disk."""
+        if not self._may_send(request):
+            return self._unauthorized()
+        if not self._intake.is_open:
+            return unavailable()
+        try:
+            batch = decode(await read_body(request, self._max_body_bytes))
+            rejections = await self._intake.accept(batch)
+        except BodyError as error:
+            return self._refuse(error.status, error.reason, error.error, error.message)
+        except MalformedBodyError as error:
+            reason = "invalid_json" if error.error == "invalid_json_parse_body" else "invalid_shape"
+            return self._refuse(400, reason, error.error, error.message)
+        except UnavailableError:
+            return unavailable()
+        if batch.is_array:
+            return web.Response(body=self._results(len(batch.events), rejections), content_type=_JSON)
+        if rejections:
+            return reply_error(400, rejections[0].error, rejections[0].message)
+        return web.Response(body=_OK, content_type=_JSON)
+
+    def _results(self, count: int, rejections: dict[int, Rejection]) -> bytes:
+        if rejections:
+            return msgspec.json.encode(
+                {"status": "ok", "results": [_result(index, rejections.get(index)) for index in range(count)]}
+            )
+        reply = self._replies.get(count)
+        if reply is None:
+            reply = msgspec.json.encode({"status": "ok", "results": [_result(index, None) for index in range(count)]})
+            if count <= _CACHED_REPLIES:
+                self._replies[count] = reply
+        return reply
+
+    def _may_send(self, request: web.Request) -> bool:
+        if self._token is None:
+            return True
+        shown = request.match_info.get("token") or request.query.get("token") or bearer(request)
+        return hmac.compare_digest(shown.encode(), self._token)
+
+    def _unauthorized(self) -> web.Response:
+        return self._refuse(401, "unauthorized", "unauthorized", "The token is missing or wrong")
+
+    def _refuse(self, status: int, reason: str, error: str, message: str) -> web.Response:
+        self._telemetry.bodies_rejected[reason].inc()
+        return reply_error(status, error, message)
+
+
+def _result(index: int, rejection: Rejection | None) -> dict[str, Any]:
+    if rejection is None:
+        return {"status": "ok", "index": index}
+    return {"status": "error", "error": rejection.error, "message": rejection.message, "index": index}
+
+
+def reply_error(status: int, error: str, message: str) -> web.Response:
+    """Give an error reply in the form of Capgo's own backend."""
+    return web.Response(
+        status=status, body=msgspec.json.encode({"error": error, "message": message}), content_type=_JSON
+    )
+
+
+def unavailable() -> web.Response:
+    """Give the reply that makes a device keep its events and send them again."""
+    return web.Response(
+        status=503, body=_UNAVAILABLE, content_type=_JSON, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+    )
+
+
+def bearer(request: web.Request) -> str:
+    """Give the bearer token of a request, or an empty text."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""

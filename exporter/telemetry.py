@@ -1,0 +1,247 @@
+"""What the exporter tells about itself: every metric that starts with `capgo_exporter_`."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import disable_created_metrics as leave_out_created_series
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from exporter import __version__
+from exporter.journal.records import Totals
+
+EVENT_OUTCOMES: Final = (
+    ("accepted", ""),
+    ("duplicate", ""),
+    ("unavailable", ""),
+    ("rejected", "invalid_event"),
+    ("rejected", "missing_action"),
+    ("rejected", "missing_app_id"),
+    ("rejected", "unknown_action"),
+    ("filtered", "app_not_allowed"),
+    ("filtered", "legacy_download_fail"),
+)
+BODY_PROBLEMS: Final = ("invalid_json", "invalid_shape", "invalid_encoding", "too_large", "unauthorized")
+HANDLERS: Final = ("stats", "metrics", "healthz", "readyz", "index", "none")
+DELIVERY_FAILURES: Final = (
+    "network",
+    "timeout",
+    "throttled",
+    "server_error",
+    "rejected_credentials",
+    "not_found",
+    "refused",
+)
+_Metric = TypeVar("_Metric", Counter, Gauge)
+_LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BATCH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Telemetry:
+    """All metrics about the exporter, in a registry of their own; label values that are known start at 0."""
+
+    def __init__(self) -> None:
+        """Register the metrics."""
+        leave_out_created_series()
+        self.registry = registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+        Info("capgo_exporter_build", "Version of the exporter and of Python.", registry=registry).info(
+            {"version": __version__, "python_version": platform.python_version()}
+        )
+        self._make_http_metrics(registry)
+        self._make_event_metrics(registry)
+        self._make_journal_metrics(registry)
+        self._make_delivery_metrics(registry)
+
+    def _make_http_metrics(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "capgo_exporter_http_requests", "HTTP requests answered.", ["handler", "code"], registry=registry
+        )
+        self.request_duration = Histogram(
+            "capgo_exporter_http_request_duration_seconds",
+            "Time from a request's head to its reply.",
+            ["handler"],
+            buckets=_LATENCY_BUCKETS,
+            registry=registry,
+        )
+        for handler in HANDLERS:
+            self.request_duration.labels(handler)
+        self.bodies_rejected = _labelled(
+            Counter(
+                "capgo_exporter_bodies_rejected", "Bodies refused as a whole, by reason.", ["reason"], registry=registry
+            ),
+            BODY_PROBLEMS,
+        )
+        self.scrape_gap = Gauge(
+            "capgo_exporter_scrape_gap_max_seconds",
+            "Longest time between two scrapes of one Prometheus server since the start.",
+            registry=registry,
+        )
+        self.slow_scrapes = Counter(
+            "capgo_exporter_slow_scrapes",
+            "Scrapes that came later than EXPORTER_SCRAPE_INTERVAL after the same server's last one.",
+            registry=registry,
+        )
+        self.scrape_interval = Gauge(
+            "capgo_exporter_scrape_interval_seconds", "The setting EXPORTER_SCRAPE_INTERVAL.", registry=registry
+        )
+
+    def _make_event_metrics(self, registry: CollectorRegistry) -> None:
+        events = Counter(
+            "capgo_exporter_events", "Events received, by outcome.", ["outcome", "reason"], registry=registry
+        )
+        self.events = {pair: events.labels(*pair) for pair in EVENT_OUTCOMES}
+        self.batch_events = Histogram(
+            "capgo_exporter_batch_events", "Events in a POST.", buckets=_BATCH_BUCKETS, registry=registry
+        )
+        self.label_overflow = _labelled(
+            Counter(
+                "capgo_exporter_label_overflow",
+                "Events counted as `other` because a cap was reached, by what was capped.",
+                ["label"],
+                registry=registry,
+            ),
+            ("app_id", "action", "version", "series"),
+        )
+        self.clock_corrected = _labelled(
+            Counter(
+                "capgo_exporter_clock_corrected",
+                "Events whose device time was not believed, by direction.",
+                ["direction"],
+                registry=registry,
+            ),
+            ("past", "future"),
+        )
+        self.fields_truncated = Counter(
+            "capgo_exporter_fields_truncated", "Fields cut to the bounds of a point.", registry=registry
+        )
+        self.series_expired = Counter(
+            "capgo_exporter_series_expired", "Series removed because they were silent.", registry=registry
+        )
+
+    def _make_journal_metrics(self, registry: CollectorRegistry) -> None:
+        self.commit_duration = Histogram(
+            "capgo_exporter_journal_commit_duration_seconds",
+            "Time of one transaction, with its fsync.",
+            buckets=(0.0005, *_LATENCY_BUCKETS),
+            registry=registry,
+        )
+        self.commit_failures = Counter(
+            "capgo_exporter_journal_commit_failures", "Transactions that could not be stored.", registry=registry
+        )
+        self.journal_writable = Gauge(
+            "capgo_exporter_journal_writable", "1 while events can be stored, else 0.", registry=registry
+        )
+        self.journal_set_aside = Gauge(
+            "capgo_exporter_journal_set_aside",
+            "1 if this start set a damaged journal aside, else 0.",
+            registry=registry,
+        )
+        self.dropped_points = Counter(
+            "capgo_exporter_journal_dropped_points", "Points dropped because the journal was full.", registry=registry
+        )
+        self.journal_read_failures = Counter(
+            "capgo_exporter_journal_read_failures", "Reads of points for delivery that failed.", registry=registry
+        )
+
+    def _make_delivery_metrics(self, registry: CollectorRegistry) -> None:
+        self.delivery_requests = Counter(
+            "capgo_exporter_delivery_requests",
+            "Writes sent to InfluxDB, by its status; `network` and `timeout` if there was no answer.",
+            ["status"],
+            registry=registry,
+        )
+        self.delivery_retries = _labelled(
+            Counter(
+                "capgo_exporter_delivery_retries", "Writes to be sent again, by reason.", ["reason"], registry=registry
+            ),
+            DELIVERY_FAILURES,
+        )
+        self.delivery_failing = _labelled(
+            Gauge(
+                "capgo_exporter_delivery_failing",
+                "1 while the last write failed for this reason, else 0.",
+                ["reason"],
+                registry=registry,
+            ),
+            DELIVERY_FAILURES,
+        )
+        self.delivered_points = Counter(
+            "capgo_exporter_delivered_points", "Points that InfluxDB acknowledged.", registry=registry
+        )
+        self.rejected_points = _labelled(
+            Counter(
+                "capgo_exporter_rejected_points",
+                "Points refused for good, by reason; all but those beyond retention are kept as dead letters.",
+                ["reason"],
+                registry=registry,
+            ),
+            ("beyond_retention", "refused", "too_large", "damaged"),
+        )
+        self.dropped_dead_letters = Counter(
+            "capgo_exporter_dead_letters_dropped_points",
+            "Dead letters dropped because there were too many.",
+            registry=registry,
+        )
+        self.delivery_last_success = Gauge(
+            "capgo_exporter_delivery_last_success_timestamp_seconds",
+            "When InfluxDB last acknowledged a write; 0 if it never did.",
+            registry=registry,
+        )
+
+    def mark_delivered(self) -> None:
+        """Note that InfluxDB acknowledged a write now."""
+        self.delivery_last_success.set(time.time())
+
+
+def _labelled(metric: _Metric, values: tuple[str, ...]) -> dict[str, _Metric]:
+    return {value: metric.labels(value) for value in values}
+
+
+class StateCollector:
+    """Metrics that are read from the state itself at each scrape."""
+
+    def __init__(
+        self,
+        totals: Callable[[], Totals],
+        series: Callable[[], int],
+        expired_events: Callable[[], int],
+        dedupe: Callable[[], tuple[int, float]],
+    ) -> None:
+        """Remember where to look.
+
+        Args:
+            totals: the journal's totals.
+            series: the number of series.
+            expired_events: events whose series are gone.
+            dedupe: the number of remembered events, and the age in seconds of the time since which all are remembered.
+        """
+        self._totals = totals
+        self._series = series
+        self._expired_events = expired_events
+        self._dedupe = dedupe
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics' present values."""
+        totals = self._totals()
+        remembered, window_seconds = self._dedupe()
+        yield CounterMetricFamily(
+            "capgo_exporter_expired_events", "Events of series that were removed.", value=self._expired_events()
+        )
+        for name, help_text, value in (
+            ("series", "Series of capgo_stats_events_total.", self._series()),
+            ("dedupe_events", "Events remembered to recognise re-sent ones.", remembered),
+            ("dedupe_window_seconds", "Age of the oldest time since which every event is remembered.", window_seconds),
+            ("journal_points", "Points that wait in the journal for InfluxDB.", totals.points),
+            ("journal_bytes", "Compressed size of the points that wait in the journal.", totals.bytes),
+            ("dead_letter_points", "Points that InfluxDB refused and that are kept.", totals.dead_letter_points),
+            ("dead_letter_bytes", "Compressed size of the dead letters.", totals.dead_letter_bytes),
+            (
+                "journal_oldest_point_timestamp_seconds",
+                "When the oldest waiting point was stored; 0 if none waits.",
+                (totals.oldest_point_ms or 0) / 1000,
+            ),
+        ):
+            yield GaugeMetricFamily(f"capgo_exporter_{name}", help_text, value=value)

@@ -1,0 +1,67 @@
+"""The HTTP interface: which handler answers what, and what every answer has in common."""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from exporter.clock import Clock
+from exporter.operations import HealthHandler, MetricsHandler
+from exporter.stats import StatsHandler, reply_error
+from exporter.telemetry import Telemetry
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def stats_routes(path: str, handler: StatsHandler, *, has_token: bool) -> list[web.RouteDef]:
+    """Give the routes of the stats path, with and without a slash at the end: a redirect would turn a POST into a
+    GET.
+    """
+    paths = [path, f"{path}/"]
+    if has_token:
+        paths += [f"{path}/{{token}}", f"{path}/{{token}}/"]
+    return [
+        route
+        for each in paths
+        for route in (web.get(each, handler.get, name=None, allow_head=True), web.post(each, handler.post))
+    ]
+
+
+def operations_routes(metrics: MetricsHandler, health: HealthHandler) -> list[web.RouteDef]:
+    """Give the routes for operators."""
+    return [
+        web.get("/metrics", metrics.get),
+        web.get("/healthz", health.healthz),
+        web.get("/readyz", health.readyz),
+        web.get("/", health.index),
+    ]
+
+
+def observe(telemetry: Telemetry, clock: Clock) -> Middleware:
+    """Make the middleware that counts and times requests, and gives errors of the framework as JSON."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        started = clock.monotonic()
+        name = _handler_name(request)
+        response: web.StreamResponse
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = reply_error(error.status, error.reason.lower().replace(" ", "_"), error.reason)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+        telemetry.requests.labels(name, str(response.status)).inc()
+        telemetry.request_duration.labels(name).observe(clock.monotonic() - started)
+        return response
+
+    return middleware
+
+
+def _handler_name(request: web.Request) -> str:
+    owner = getattr(request.match_info.handler, "__self__", None)
+    if isinstance(owner, StatsHandler):
+        return "stats"
+    if isinstance(owner, MetricsHandler):
+        return "metrics"
+    return request.match_info.handler.__name__ if isinstance(owner, HealthHandler) else "none"

@@ -1,0 +1,1 @@
+"""Real servers, scripted servers and helpers that the tests stand on."""

@@ -1,0 +1,241 @@
+"""What is shipped around the package: wheel, image, compose file, and the files that compose mounts."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from ruamel.yaml import YAML
+
+import exporter
+from exporter import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository, and give what it said."""
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def assert_clean(result: subprocess.CompletedProcess[str]) -> None:
+    """Fail with everything a command said unless it succeeded."""
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def yaml(path: str) -> Any:
+    """Read a YAML file of the repository."""
+    return YAML(typ="safe", pure=True).load(ROOT / path)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy of what it is made of, so that nothing is left in the repository."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("exporter", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    dist = tmp_path_factory.mktemp("dist")
+    assert_clean(run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", dist, source))
+    (built,) = dist.iterdir()
+    return built
+
+
+def read(wheel: Path, suffix: str) -> str:
+    """Read the one file of the wheel whose name ends so."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(suffix))
+        return archive.read(name).decode()
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    """The wheel holds every file of the package, type marker included, and no test."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "exporter").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+    assert "exporter/py.typed" in expected
+    assert expected == {name for name in names if ".dist-info/" not in name}
+
+
+def test_wheel_has_the_console_script(wheel: Path) -> None:
+    """Installing the wheel gives the command `capgo-exporter`, and nothing more."""
+    assert "[console_scripts]\ncapgo-exporter = exporter.cli:main" == read(wheel, "/entry_points.txt").strip()
+
+
+def test_wheel_has_the_version_of_the_package(wheel: Path) -> None:
+    """The version is written in one place, `exporter.__version__`, and the wheel carries it."""
+    assert f"\nVersion: {exporter.__version__}\n" in read(wheel, ".dist-info/METADATA")
+
+
+def test_changelog_knows_the_version() -> None:
+    """The changelog has a section for the version that the package says it is."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    assert re.search(rf"^## \[?{re.escape(exporter.__version__)}\b", changelog, re.MULTILINE)
+
+
+def test_dockerfile_passes_hadolint() -> None:
+    """The Dockerfile follows every rule of hadolint, with none switched off."""
+    assert_clean(run(BIN / "hadolint", "Dockerfile"))
+    assert "hadolint ignore" not in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_image_gets_everything_its_build_copies() -> None:
+    """Every file that the Dockerfile copies from the repository exists and is let through by .dockerignore."""
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    copied = {name for line in copies for name in line.split()}
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+    assert copied == {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    assert set() == {name for name in copied if not (ROOT / name).exists()}
+
+
+@pytest.mark.parametrize("variable", ["EXPORTER_LISTEN", "EXPORTER_METRICS_LISTEN"])
+@pytest.mark.parametrize(("status", "code"), [(HTTPStatus.OK, 0), (HTTPStatus.SERVICE_UNAVAILABLE, 1)])
+async def test_image_health_check_asks_healthz(variable: str, status: HTTPStatus, code: int) -> None:
+    """The image's health check succeeds exactly when /healthz of the listener in force answers 200."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^HEALTHCHECK .*\\\n\s+CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    _python, *arguments = json.loads(line)
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    async with TestServer(app) as server:
+        environ = {"EXPORTER_LISTEN": "127.0.0.1:1", variable: f"{server.host}:{server.port}"}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, env=environ, stderr=asyncio.subprocess.DEVNULL
+        )
+        assert code == await process.wait()
+
+
+def test_compose_file_is_valid() -> None:
+    """The compose file follows the compose specification's schema."""
+    assert_clean(run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"))
+
+
+def test_compose_mounts_exist() -> None:
+    """Every path that the compose file mounts is in the repository: for a missing one Docker makes a directory."""
+    volumes = [
+        volume.split(":")[0]
+        for service in yaml("docker-compose.yml")["services"].values()
+        for volume in service["volumes"]
+    ]
+    mounted = [volume for volume in volumes if volume.startswith("./")]
+
+    assert mounted
+    assert [] == [path for path in mounted if not (ROOT / path).exists()]
+
+
+def test_compose_opens_only_the_exporter() -> None:
+    """Only the exporter's port is published to the world; the consoles are bound to the loopback address."""
+    services = yaml("docker-compose.yml")["services"]
+
+    assert ["9746:9746"] == services.pop("exporter")["ports"]
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+
+
+def test_compose_services_are_pinned_watched_and_restarted() -> None:
+    """Every image has a full version, every service restarts, and has a health check of its own or of its image."""
+    for name, service in yaml("docker-compose.yml")["services"].items():
+        assert service["restart"] == "unless-stopped", name
+        if "build" not in service:
+            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
+            assert service["healthcheck"], name
+
+
+def test_compose_has_no_default_secret() -> None:
+    """Every variable the compose file reads is required and named in .env.example, where it has no value."""
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    example = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    read_variables = set(re.findall(r"\$\{(\w+)", text))
+
+    assert read_variables == set(re.findall(r"\$\{(\w+):\?", text))
+    assert {f"{name}=" for name in read_variables} == {line for line in example if line and not line.startswith("#")}
+
+
+def test_compose_sets_only_settings_that_exist() -> None:
+    """Every EXPORTER_* variable that the compose file gives to the exporter is a setting of it."""
+    environment = yaml("docker-compose.yml")["services"]["exporter"]["environment"]
+
+    assert set() == set(environment) - {settings.variable(name) for name in settings.Settings.model_fields}
+
+
+def test_scrape_interval_is_the_same_on_both_sides() -> None:
+    """The exporter is told the interval at which Prometheus scrapes it, and so is Grafana."""
+    environment = yaml("docker-compose.yml")["services"]["exporter"]["environment"]
+    (datasource,) = yaml("grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    interval = yaml("prometheus/prometheus.yml")["global"]["scrape_interval"]
+
+    assert interval == environment["EXPORTER_SCRAPE_INTERVAL"] == datasource["jsonData"]["timeInterval"]
+
+
+def test_env_example_lists_every_setting_with_its_default(tmp_path: Path) -> None:
+    """Uncommenting all of .env.example names every setting and changes none."""
+    lines = re.findall(r"^# (EXPORTER_\w+=.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("\n".join(lines), encoding="utf-8")
+
+    assert [settings.variable(name) for name in settings.Settings.model_fields] == [
+        line.split("=")[0] for line in lines
+    ]
+    assert settings.load({}, dotenv=None) == settings.load({}, dotenv=dotenv)
+
+
+@pytest.mark.server("promtool")
+def test_prometheus_configuration_is_valid() -> None:
+    """Prometheus accepts its configuration and every rule file that it names."""
+    assert_clean(run("promtool", "check", "config", "prometheus/prometheus.yml"))
+
+
+def test_alert_rules_ask_for_metrics_that_exist() -> None:
+    """Every metric of the exporter that an alert rule asks for is one that the exporter has."""
+    rules = (ROOT / "prometheus/rules/exporter.yml").read_text(encoding="utf-8")
+    asked = set(re.findall(r"\bcapgo_exporter_(\w+)", rules))
+    source = (ROOT / "exporter/telemetry.py").read_text(encoding="utf-8")
+
+    assert asked
+    assert set() == {name for name in asked if not re.search(rf'"(capgo_exporter_)?{name}"', source)}
+
+
+@pytest.mark.server("amtool")
+def test_alertmanager_configuration_is_valid() -> None:
+    """Alertmanager accepts its configuration."""
+    assert_clean(run("amtool", "check-config", "prometheus/alertmanager.yml"))
+
+
+def test_grafana_provisioning_points_into_the_compose_network() -> None:
+    """Every data source asks a service of the compose file, and dashboards are read from where they are mounted."""
+    services = yaml("docker-compose.yml")["services"]
+    hosts = {
+        re.sub(r"^http://([^:]+):\d+$", r"\1", datasource["url"])
+        for name in ("prometheus", "influxdb")
+        for datasource in yaml(f"grafana/provisioning/datasources/{name}.yml")["datasources"]
+    }
+    (provider,) = yaml("grafana/provisioning/dashboards/capgo.yml")["providers"]
+
+    assert hosts == {"prometheus", "influxdb"}
+    assert hosts <= set(services)
+    assert f"./grafana/dashboards:{provider['options']['path']}:ro" in services["grafana"]["volumes"]
