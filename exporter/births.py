@@ -39,9 +39,7 @@ class Scrapers:
         telemetry.scrape_interval.set(interval_seconds)
 
     def all_seen_until(self, now: float) -> float:
-        """Give the moment until which every living scraper has scraped: what was shown as 0 by then, all of them
-        know.
-        """
+        """Give the moment until which every living scraper has scraped: a 0 shown by then is known to all."""
         forgotten = now - self._interval * _FORGOTTEN_AFTER_INTERVALS
         self._last = {
             connection: last

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+import uvloop
 
 from exporter import __version__, logs
+from exporter.configuration import SettingsError, describe, load, render
 from exporter.journal.lock import LockedError
 from exporter.journal.opening import UnusableError
 from exporter.server import ListenError, serve
-from exporter.settings import SECRETS, Settings, SettingsError, describe, load, render, variable
+from exporter.settings import SECRETS, Settings, variable
 
 EXIT_SETTINGS: Final = 2
 EXIT_LISTEN: Final = 3
@@ -93,11 +95,4 @@ def _fail(message: str, code: int) -> None:
 
 
 def _run(settings: Settings) -> None:
-    try:
-        import uvloop
-    except ImportError:
-        import asyncio
-
-        asyncio.run(serve(settings))
-    else:
-        uvloop.run(serve(settings))
+    uvloop.run(serve(settings))

@@ -254,8 +254,7 @@ class _GaveUpError(Exception):
 
 
 def _set_aside(part: list[str], answer: Answer, report: _Report) -> list[str]:
-    """Make dead letters of the lines that the server named, and give the rest, which is sent again: it may be stored or
-    not.
+    """Make dead letters of the lines that the server named, and give the rest, which is sent again.
 
     Numbers outside the part count for nothing.
     """

@@ -15,6 +15,8 @@ from typing import Final
 
 import msgspec
 
+from exporter.bodies import BodyError
+
 UNKNOWN: Final = "unknown"
 """What the Android worker sends as app id, and what a missing version is counted as."""
 
@@ -58,19 +60,8 @@ class Rejection:
     message: str
 
 
-class MalformedBodyError(Exception):
-    """The body is not JSON, or neither an object nor an array.
-
-    Attributes:
-        error: the error code of the reply.
-        message: the message of the reply.
-    """
-
-    def __init__(self, error: str, message: str) -> None:
-        """Keep the code and the message of the reply."""
-        super().__init__(message)
-        self.error = error
-        self.message = message
+class MalformedBodyError(BodyError):
+    """The body is not JSON, or neither an object nor an array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +85,6 @@ _OPTIONAL_TEXTS: Final = {
     for name, wire_name in zip(Event.__struct_fields__, Event.__struct_encode_fields__, strict=True)
     if name not in {"app_id", "action", "is_prod", "is_emulator", "timestamp", "metadata"}
 }
-
-NOT_JSON = MalformedBodyError("invalid_json_parse_body", "Invalid JSON body")
 
 
 def decode(body: bytes) -> Batch:
@@ -127,8 +116,8 @@ def _decode_leniently(body: bytes) -> Batch:
         return Batch([_judge(element) for element in value], is_array=True, is_plain=False)
     if isinstance(value, dict):
         return Batch([_judge(value)], is_array=False, is_plain=False)
-    code = "invalid_body"
-    raise MalformedBodyError(code, "The body must be a JSON object or an array of objects")
+    message = "The body must be a JSON object or an array of objects"
+    raise MalformedBodyError(400, "invalid_shape", "invalid_body", message)
 
 
 def _parse(body: bytes) -> object:
@@ -136,7 +125,7 @@ def _parse(body: bytes) -> object:
     try:
         return json.loads(body.decode("utf-8-sig", "replace"), parse_int=_parse_int, strict=False)
     except (ValueError, RecursionError):
-        raise MalformedBodyError(NOT_JSON.error, NOT_JSON.message) from None
+        raise MalformedBodyError(400, "invalid_json", "invalid_json_parse_body", "Invalid JSON body") from None
 
 
 def _parse_int(digits: str) -> int | float:

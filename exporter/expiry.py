@@ -83,9 +83,7 @@ class Expiry:
         return removed
 
     def _past_ttl(self, cells: list[Cell], now_ms: int) -> list[Cell]:
-        """Find cells past the TTL; those of the key actions, which are born at 0, live as long as any of their
-        family.
-        """
+        """Find cells past the TTL; those of the key actions live as long as any of their family."""
         last: dict[_Family, int] = {}
         for cell in cells:
             family = _family(cell)

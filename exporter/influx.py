@@ -7,7 +7,6 @@ import asyncio
 import json
 import re
 import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -145,8 +144,7 @@ def _read_error(body: str) -> tuple[str, dict[int, str]]:
 
 
 def _header(error: ApiException, name: str) -> str:
-    headers: Mapping[str, str] = error.headers or {}
-    return headers.get(name, "")
+    return str((error.headers or {}).get(name, ""))  # type: ignore[call-overload]  # the library has no annotations
 
 
 def _body(error: ApiException) -> str:

@@ -63,7 +63,7 @@ class _Staged:
 class Intake:
     """The way of events into groups."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- intake is where the parts meet
         self,
         *,
         rules: Rules,
@@ -147,25 +147,31 @@ class Intake:
                     if pending is not None:
                         self._wait(pending, staged)
                     continue
-            raw: tuple[tuple[str, str], ...] = ()
-            cell = self._cells.get(
-                (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
-            )
-            if cell is None:
-                placed = self._place(event, now_ms)
-                if placed is None:
-                    continue
-                if isinstance(placed, Rejection):
-                    staged.rejections[index] = placed
-                    continue
-                cell, raw = placed
-            group.deltas[cell] = group.deltas.get(cell, 0) + 1
-            if event_id is not None:
-                group.event_ids[event_id] = None
-            group.lines.append(self._points.encode(event, cell.prefix, raw, event_id, is_plain=batch.is_plain))
-            group.events += 1
+            rejection = self._count(event, event_id, group, now_ms, is_plain=batch.is_plain)
+            if rejection is not None:
+                staged.rejections[index] = rejection
         if group.events > events:
             self._wait(group, staged)
+
+    def _count(
+        self, event: Event, event_id: int | None, group: Group, now_ms: int, *, is_plain: bool
+    ) -> Rejection | None:
+        """Stage one event that is no duplicate: its increment, its id and its point."""
+        raw: tuple[tuple[str, str], ...] = ()
+        cell = self._cells.get(
+            (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
+        )
+        if cell is None:
+            placed = self._place(event, now_ms)
+            if placed is None or isinstance(placed, Rejection):
+                return placed
+            cell, raw = placed
+        group.deltas[cell] = group.deltas.get(cell, 0) + 1
+        if event_id is not None:
+            group.event_ids[event_id] = None
+        group.lines.append(self._points.encode(event, cell.prefix, raw, event_id, is_plain=is_plain))
+        group.events += 1
+        return None
 
     def _wait(self, group: Group, staged: _Staged) -> None:
         """Let the batch wait for a group, from now on: it may be stored before the next slice is staged."""
@@ -182,9 +188,7 @@ class Intake:
         return None
 
     def _place(self, event: Event, now_ms: int) -> tuple[Cell, tuple[tuple[str, str], ...]] | Rejection | None:
-        """Find an event's cell the long way: what it may be, its capped labels, its series. None: it is filtered
-        out.
-        """
+        """Find an event's cell the long way: may it be counted, its capped labels, its series. None: filtered out."""
         if not self._rules.allows(event.app_id):
             self._telemetry.events["filtered", "app_not_allowed"].inc()
             return None

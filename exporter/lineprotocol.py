@@ -34,9 +34,7 @@ def clean(text: str) -> str:
 
 
 def series_prefix(app_id: str, platform: str, action: str, version: str, environment: str) -> str:
-    """Give what stands before the fields of every line of a series: the measurement and the tags in alphabetical
-    order.
-    """
+    """Give what stands before the fields of a series' lines: the measurement, and the tags in alphabetical order."""
     tags = (
         ("action", action),
         ("app_id", app_id),

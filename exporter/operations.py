@@ -91,9 +91,7 @@ class HealthHandler:
         return web.json_response(body, status=503 if ended else 200)
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Tell whether events can be stored: 503 when not, or while stopping. InfluxDB's state does not change the
-        status.
-        """
+        """Tell whether events can be stored: 503 when not, or while stopping; InfluxDB's state is told with 200."""
         del request
         influx = self._influx()
         body: dict[str, Any] = {
@@ -113,7 +111,8 @@ class HealthHandler:
         path = escape(self._stats_path)
         links = "".join(f'<li><a href="{link}">{link}</a></li>' for link in ("/metrics", "/healthz", "/readyz"))
         page = (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>capgo-stats-exporter</title></head><body>'
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>capgo-stats-exporter</title></head>'
+            "<body>"
             f"<h1>capgo-stats-exporter {escape(__version__)}</h1><p>Statistics endpoint for Capgo live updates. "
             f"Devices post to <code>{path}</code>.</p><ul>{links}</ul></body></html>"
         )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from exporter.clock import ArrivalTimes, Clock, clock_error, fits_int64
 from exporter.events import Event
@@ -12,6 +12,7 @@ from exporter.privacy import IdPolicy
 from exporter.telemetry import Telemetry
 
 _NS_PER_MS: Final = 1_000_000
+_LONG_LINE: Final = MAX_TEXT_BYTES // 4  # characters: no text in a shorter line has too many bytes
 _TEXT_FIELDS: Final = (
     "bundle_id",
     "channel",
@@ -40,6 +41,16 @@ class PointTime:
 
     ns: int
     device_time_ms: int | None
+
+
+class Details(NamedTuple):
+    """The fields that come from the metadata, as they stand in the line."""
+
+    duration: str
+    metadata: str
+
+
+_NO_DETAILS: Final = Details("", "")
 
 
 class PointEncoder:
@@ -89,9 +100,11 @@ class PointEncoder:
         if not is_plain:
             _rewrite_texts(event, lambda text: quote(clean(text)))
         time = self._time(event.timestamp, event_id)
-        line = f"{prefix}{self._fields(event, raw, time)} {time.ns}"
-        if len(line) > MAX_TEXT_BYTES // 4:
-            line = self._within_bounds(event, prefix, raw, time, line)
+        details = self._details(event.metadata) if event.metadata else _NO_DETAILS
+        line = f"{prefix}{_fields(event, raw, time, details)} {time.ns}"
+        if len(line) > _LONG_LINE:
+            raw = self._shorten(event, raw)
+            line = f"{prefix}{_fields(event, raw, time, details)} {time.ns}"
         return line
 
     def _time(self, timestamp_ms: int | None, event_id: int | None) -> PointTime:
@@ -103,85 +116,82 @@ class PointEncoder:
         self._telemetry.clock_corrected[error].inc()
         return PointTime(self._arrivals.next_ns(), timestamp_ms)
 
-    def _within_bounds(
-        self, event: Event, prefix: str, raw: tuple[tuple[str, str], ...], time: PointTime, line: str
-    ) -> str:
-        cut: list[str] = []
+    def _shorten(self, event: Event, raw: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """Cut an event's texts to the bounds of a field, and give the raw texts cut alike."""
+        cut = 0
 
         def shorten(text: str) -> str:
+            nonlocal cut
             short = truncate(text)
-            if short != text:
-                cut.append(text)
-                short = _without_half_escape(short)
-            return short
+            if short == text:
+                return text
+            cut += 1
+            return _without_half_escape(short)
 
         _rewrite_texts(event, shorten)
-        raw = tuple((name, shorten(text)) for name, text in raw)
-        if not cut:
-            return line
-        self._telemetry.fields_truncated.inc(len(cut))
-        return f"{prefix}{self._fields(event, raw, time)} {time.ns}"
+        short_raw = tuple((name, shorten(text)) for name, text in raw)
+        if cut:
+            self._telemetry.fields_truncated.inc(cut)
+        return short_raw
 
-    def _fields(self, event: Event, raw: tuple[tuple[str, str], ...], time: PointTime) -> str:
-        """Write the fields in alphabetical order; an empty one is left out."""
-        file = action_raw = app_id_raw = version_raw = ""
-        for name, text in raw:
-            if name == "file":
-                file = f',file="{quote(clean(text))}"'
-            elif name == "action_raw":
-                action_raw = f'action_raw="{quote(clean(text))}",'
-            elif name == "app_id_raw":
-                app_id_raw = f'app_id_raw="{quote(clean(text))}",'
-            else:
-                version_raw = f',version_raw="{quote(clean(text))}"'
-        parts = [action_raw, app_id_raw]
-        if event.bundle_id:
-            parts.append(f'bundle_id="{event.bundle_id}",')
-        channel = event.channel or event.default_channel
-        if channel:
-            parts.append(f'channel="{channel}",')
-        parts.append("count=1i")
-        if event.custom_id:
-            parts.append(f',custom_id="{event.custom_id}"')
-        if event.device_id:
-            parts.append(f',device_id="{event.device_id}"')
-        if time.device_time_ms is not None and fits_int64(time.device_time_ms):
-            parts.append(f",device_time_ms={time.device_time_ms}i")
-        metadata = ""
-        if event.metadata:
-            duration, metadata = self._metadata(event.metadata)
-            parts.append(duration)
-        parts.append(file)
-        if event.install_source:
-            parts.append(f',install_source="{event.install_source}"')
-        if event.key_id:
-            parts.append(f',key_id="{event.key_id}"')
-        if event.message:
-            parts.append(f',message="{event.message}"')
-        parts.append(metadata)
-        if event.old_version_name:
-            parts.append(f',old_version="{event.old_version_name}"')
-        if event.plugin_version:
-            parts.append(f',plugin_version="{event.plugin_version}"')
-        if event.version_build:
-            parts.append(f',version_build="{event.version_build}"')
-        if event.version_code:
-            parts.append(f',version_code="{event.version_code}"')
-        if event.version_os:
-            parts.append(f',version_os="{event.version_os}"')
-        parts.append(version_raw)
-        return "".join(parts)
-
-    def _metadata(self, metadata: dict[str, str]) -> tuple[str, str]:
-        """Write the fields `duration_ms` and `metadata`."""
+    def _details(self, metadata: dict[str, str]) -> Details:
         text, is_cut = metadata_json(metadata)
         if is_cut:
             self._telemetry.fields_truncated.inc()
         duration = duration_ms(metadata)
-        return (
-            "" if duration is None else f",duration_ms={format_float(duration)}",
-            f',metadata="{quote(clean(text))}"',
+        return Details(
+            "" if duration is None else f",duration_ms={format_float(duration)}", f',metadata="{quote(clean(text))}"'
         )
+
+
+def _fields(  # noqa: C901, PLR0912 -- one branch a field, in the order of the line; a loop costs more time
+    event: Event, raw: tuple[tuple[str, str], ...], time: PointTime, details: Details
+) -> str:
+    """Write the fields in alphabetical order; an empty one is left out."""
+    file = action_raw = app_id_raw = version_raw = ""
+    for name, text in raw:
+        if name == "file":
+            file = f',file="{quote(clean(text))}"'
+        elif name == "action_raw":
+            action_raw = f'action_raw="{quote(clean(text))}",'
+        elif name == "app_id_raw":
+            app_id_raw = f'app_id_raw="{quote(clean(text))}",'
+        else:
+            version_raw = f',version_raw="{quote(clean(text))}"'
+    parts = [action_raw, app_id_raw]
+    if event.bundle_id:
+        parts.append(f'bundle_id="{event.bundle_id}",')
+    channel = event.channel or event.default_channel
+    if channel:
+        parts.append(f'channel="{channel}",')
+    parts.append("count=1i")
+    if event.custom_id:
+        parts.append(f',custom_id="{event.custom_id}"')
+    if event.device_id:
+        parts.append(f',device_id="{event.device_id}"')
+    if time.device_time_ms is not None and fits_int64(time.device_time_ms):
+        parts.append(f",device_time_ms={time.device_time_ms}i")
+    parts.append(details.duration)
+    parts.append(file)
+    if event.install_source:
+        parts.append(f',install_source="{event.install_source}"')
+    if event.key_id:
+        parts.append(f',key_id="{event.key_id}"')
+    if event.message:
+        parts.append(f',message="{event.message}"')
+    parts.append(details.metadata)
+    if event.old_version_name:
+        parts.append(f',old_version="{event.old_version_name}"')
+    if event.plugin_version:
+        parts.append(f',plugin_version="{event.plugin_version}"')
+    if event.version_build:
+        parts.append(f',version_build="{event.version_build}"')
+    if event.version_code:
+        parts.append(f',version_code="{event.version_code}"')
+    if event.version_os:
+        parts.append(f',version_os="{event.version_os}"')
+    parts.append(version_raw)
+    return "".join(parts)
 
 
 def duration_ms(metadata: dict[str, str]) -> float | None:

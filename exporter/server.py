@@ -13,7 +13,8 @@ from aiohttp import web
 
 from exporter import __version__
 from exporter.app import Exporter, create_exporter
-from exporter.settings import Settings, mask_url, split_address
+from exporter.configuration import mask_url
+from exporter.settings import Settings, split_address
 
 FORCED_EXIT_CODE: Final = 130
 _BACKLOG: Final = 1024
@@ -27,10 +28,10 @@ class ListenError(Exception):
 
 
 async def serve(settings: Settings) -> None:
-    """Run an exporter until SIGTERM or SIGINT, then drain: requests under way are answered, and what can be delivered
-    is.
+    """Run an exporter until SIGTERM or SIGINT, then drain it.
 
-    A second signal ends the process at once; nothing that was answered is lost then either.
+    Requests under way are answered, and what can be delivered is. A second signal ends the process at once; then, too,
+    nothing that was answered is lost.
 
     Raises:
         ListenError: if an address cannot be listened on.
@@ -78,7 +79,7 @@ def _listening(address: str, setting: str) -> Iterator[socket.socket]:
         except OSError as error:
             msg = f"{setting}: {address}: {error.strerror or error}"
             raise ListenError(msg) from error
-        listener.setblocking(False)
+        listener.setblocking(False)  # noqa: FBT003 -- the standard library's signature
         yield listener
 
 

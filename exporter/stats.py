@@ -9,11 +9,10 @@ import hmac
 from typing import Any, Final
 
 import msgspec
-import structlog
 from aiohttp import web
 
 from exporter.bodies import BodyError, read_body
-from exporter.events import MalformedBodyError, Rejection, decode
+from exporter.events import Batch, Rejection, decode
 from exporter.intake import Intake, UnavailableError
 from exporter.telemetry import Telemetry
 
@@ -28,8 +27,6 @@ _UNAVAILABLE: Final = msgspec.json.encode(
         "retryAfterSeconds": RETRY_AFTER_SECONDS,
     }
 )
-
-log = structlog.get_logger()
 
 
 class StatsHandler:
@@ -67,11 +64,11 @@ class StatsHandler:
             rejections = await self._intake.accept(batch)
         except BodyError as error:
             return self._refuse(error.status, error.reason, error.error, error.message)
-        except MalformedBodyError as error:
-            reason = "invalid_json" if error.error == "invalid_json_parse_body" else "invalid_shape"
-            return self._refuse(400, reason, error.error, error.message)
         except UnavailableError:
             return unavailable()
+        return self._reply(batch, rejections)
+
+    def _reply(self, batch: Batch, rejections: dict[int, Rejection]) -> web.Response:
         if batch.is_array:
             return web.Response(body=self._results(len(batch.events), rejections), content_type=_JSON)
         if rejections:

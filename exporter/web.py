@@ -14,9 +14,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def stats_routes(path: str, handler: StatsHandler, *, has_token: bool) -> list[web.RouteDef]:
-    """Give the routes of the stats path, with and without a slash at the end: a redirect would turn a POST into a
-    GET.
-    """
+    """Give the routes of the stats path, with and without a last slash: a redirect would turn a POST into a GET."""
     paths = [path, f"{path}/"]
     if has_token:
         paths += [f"{path}/{{token}}", f"{path}/{{token}}/"]

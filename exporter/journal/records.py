@@ -1,6 +1,4 @@
-"""What goes into the journal and what comes out of it: plain data, with nothing of SQLite and nothing of the event
-loop.
-"""
+"""What goes into the journal and what comes out of it: plain data that knows neither SQLite nor the event loop."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple

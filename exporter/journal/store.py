@@ -180,7 +180,7 @@ def decompress(blob: bytes) -> list[str]:
     """
     try:
         return bytes(igzip.decompress(blob)).decode().split("\n")
-    except (OSError, EOFError, isal_zlib.error) as error:
+    except (OSError, EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub says `Any`
         msg = f"damaged points: {error}"
         raise ValueError(msg) from error
 
