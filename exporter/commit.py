@@ -149,6 +149,10 @@ class Committer:
             if last_stored >= transaction.number:
                 self._show(group, [write for write, _ in writes], transaction, expired)
             return
+        except BaseException as error:
+            # A fault of ours: this task ends, which `/healthz` reports, and whoever waits must not wait for ever.
+            self._discard(group, writes, error)
+            raise
         self._telemetry.commit_duration.observe(self._clock.monotonic() - started)
         self._show(group, [write for write, _ in writes], transaction, expired)
         self._count(committed)
@@ -203,7 +207,7 @@ class Committer:
         if group.lines:
             self.on_stored()
 
-    def _discard(self, group: Group, writes: _Waiting, error: CommitFailedError) -> None:
+    def _discard(self, group: Group, writes: _Waiting, error: BaseException) -> None:
         """Refuse everything that is staged, also what came in while the failed transaction ran."""
         self.writable = False
         self._telemetry.journal_writable.set(0)
