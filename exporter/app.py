@@ -147,7 +147,7 @@ async def create_exporter(settings: Settings, clock: Clock | None = None) -> Asy
                 state.committer,
                 ttl_seconds=settings.series_ttl,
                 clock=clock,
-                on_removed=intake.forget_cells,
+                before_removal=intake.forget_cells,
             )
             tasks.start(_EXPIRY, expiry.run())
             async with _delivering(settings, state, tasks) as delivery:

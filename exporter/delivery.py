@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import random
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -18,15 +18,17 @@ import structlog
 from exporter.commit import Committer, NotStoredError, Write
 from exporter.influx import Answer, Verdict
 from exporter.journal.reader import JournalReader
-from exporter.journal.records import DeadLetter, PointsRow
+from exporter.journal.records import PointsRow
 from exporter.journal.store import compress, decompress
+from exporter.pace import Backoff, RequestSize
+from exporter.refusals import Report, sort_out
 from exporter.telemetry import Telemetry
 
-MAX_POINTS: Final = 25_000
 REQUEST_BUDGET: Final = 200
 WRITERS: Final = 2
-_MIN_DELAY_SECONDS: Final = 0.5
-_MAX_DELAY_SECONDS: Final = 60.0
+_JOURNAL_RETRY_SECONDS: Final = 1.0
+_OVERLOADED: Final = frozenset({"timeout", "server_error"})
+_LEAST_WHEN_OVERLOADED: Final = 1000
 _Result = TypeVar("_Result")
 
 log = structlog.get_logger()
@@ -39,37 +41,12 @@ class Writer(Protocol):
         """Send lines, gzip-compressed into one member, and judge the answer; raises nothing."""
 
 
-@dataclass(slots=True)
-class _Report:
-    """What became of the lines of a batch."""
-
-    delivered: int = 0
-    beyond_retention: int = 0
-    dead_letters: list[DeadLetter] = field(default_factory=list)
-    requests: int = 0
-
-
-class Backoff:
-    """Exponential delays with full jitter, shared by all writers: one server, one pace."""
-
-    def __init__(self, jitter: Callable[[float, float], float]) -> None:
-        """Start without a delay; `jitter(a, b)` picks a number between its arguments."""
-        self._jitter = jitter
-        self._failures = 0
-
-    def succeeded(self) -> None:
-        """Start anew from the shortest delay."""
-        self._failures = 0
-
-    def failed(self, retry_after_seconds: float) -> float:
-        """Give the seconds to wait before the next attempt: never less than the server asks for."""
-        ceiling = min(_MIN_DELAY_SECONDS * 2**self._failures, _MAX_DELAY_SECONDS)
-        self._failures = min(self._failures + 1, 16)
-        return max(retry_after_seconds, self._jitter(ceiling / 2, ceiling))
-
-
 class Delivery:
-    """Sends the journal's points, oldest first, with a few requests under way."""
+    """Sends the journal's points, oldest first, with a few requests under way.
+
+    Attributes:
+        failure: why InfluxDB takes no points now; None while it does.
+    """
 
     def __init__(
         self,
@@ -85,16 +62,16 @@ class Delivery:
         self._writer = writer
         self._committer = committer
         self._telemetry = telemetry
-        self._backoff = Backoff(jitter)
+        self._backoff = Backoff(jitter, time.monotonic)
+        self._size = RequestSize()
         self._thread = ThreadPoolExecutor(1, "delivery")
         self._stored = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._sent_until = 0
+        self._taken_until = 0
         self._draining = asyncio.Event()
-        self._max_points = MAX_POINTS
+        self._failing = ""
         self.failure: str | None = None
         committer.on_stored = self._stored.set
-        self._stored.set()
 
     async def run(self) -> None:
         """Deliver until cancelled, or until everything is delivered once `drain` was called."""
@@ -113,20 +90,9 @@ class Delivery:
         self._thread.shutdown()
 
     async def _work(self) -> None:
-        while (rows := await self._take()) is not None:
-            try:
+        with contextlib.suppress(_GaveUpError):
+            while (rows := await self._take()) is not None:
                 await self._deliver(rows)
-            except NotStoredError as error:
-                # The points are still in the journal, and are sent again: they overwrite themselves.
-                log.warning(
-                    "delivered points stay in the journal, because their removal could not be stored", error=str(error)
-                )
-                if self._draining.is_set():
-                    return
-                self._sent_until = min(self._sent_until, rows[0].number - 1)
-                await self._pause(self._backoff.failed(0.0))
-            except _GaveUpError:
-                return
 
     async def _take(self) -> list[PointsRow] | None:
         """Take the next groups to send; wait until there are some. None: draining, and there are none."""
@@ -134,111 +100,129 @@ class Delivery:
             while True:
                 self._stored.clear()
                 try:
-                    rows = await self._in_thread(self._reader.read, self._sent_until, self._max_points)
+                    rows = await self._in_thread(self._reader.read, self._taken_until, self._size.points)
                 except sqlite3.Error as error:
                     self._telemetry.journal_read_failures.inc()
                     log.error("points cannot be read from the journal", error=str(error))  # noqa: TRY400 -- no trace for people
                     if self._draining.is_set():
                         return None
-                    await self._pause(self._backoff.failed(0.0))
+                    await self._pause(_JOURNAL_RETRY_SECONDS)
                     continue
                 if rows:
-                    self._sent_until = rows[-1].number
+                    self._taken_until = rows[-1].number
                     return rows
                 if self._draining.is_set():
                     return None
                 await self._stored.wait()
 
     async def _deliver(self, rows: list[PointsRow]) -> None:
-        report = _Report()
-        lines, damaged = await self._in_thread(_read_lines, rows)
-        if damaged:
-            report.dead_letters.append(DeadLetter("damaged", "the journal's points cannot be decompressed", damaged))
-        size = self._max_points
-        for start in range(0, len(lines), size):
-            await self._send(lines[start : start + size], report)
-        await self._committer.write(Write(delivered=[row.number for row in rows], dead_letters=report.dead_letters))
+        report = Report()
+        await self._send(await self._in_thread(_read_lines, rows, report), report)
+        await self._remove(rows, report)
         self._telemetry.delivered_points.inc(report.delivered)
-        if report.beyond_retention:
-            self._telemetry.rejected_points["beyond_retention"].inc(report.beyond_retention)
-            log.warning("points older than the bucket's retention were refused", points=report.beyond_retention)
-        for letter in report.dead_letters:
-            self._telemetry.rejected_points[letter.reason].inc(len(letter.lines))
+        for reason, points in report.rejected.items():
+            self._telemetry.rejected_points[reason].inc(points)
+        if report.rejected["beyond_retention"]:
+            log.warning(
+                "points older than the bucket's retention were refused", points=report.rejected["beyond_retention"]
+            )
         if report.dead_letters:
-            points = sum(len(letter.lines) for letter in report.dead_letters)
             log.error(
-                "InfluxDB refused points; they are kept as dead letters",
-                points=points,
+                "points were refused for good; they are kept as dead letters",
+                points=report.rejected.total() - report.rejected["beyond_retention"],
                 error=report.dead_letters[0].error,
             )
 
-    async def _send(self, lines: list[str], report: _Report) -> None:
-        """Send lines until each is stored, or refused for good.
-
-        Refused lines are found by halving what was refused, with a bounded number of requests; what is not resolved by
-        then becomes dead letters as a block.
-        """
-        budget = report.requests + REQUEST_BUDGET
-        parts = [lines]
-        error = ""
-        while parts and report.requests < budget:
-            part = parts.pop()
-            answer = await self._write(part, report)
-            error = answer.error or error
-            if answer.verdict is Verdict.STORED:
-                refused = min(answer.beyond_retention, len(part))
-                report.beyond_retention += refused
-                report.delivered += len(part) - refused
-            elif answer.verdict is Verdict.REFUSED and any(1 <= number <= len(part) for number in answer.bad_lines):
-                if rest := _set_aside(part, answer, report):
-                    parts.append(rest)
-            elif len(part) > 1:
-                if answer.verdict is Verdict.TOO_LARGE:
-                    self._max_points = max(len(part) // 2, 1)
-                middle = len(part) // 2
-                parts += [part[middle:], part[:middle]]
+    async def _remove(self, rows: list[PointsRow], report: Report) -> None:
+        """Take off the journal what is done with; while it cannot be written, this writer sends nothing more."""
+        write = Write(delivered=[row.number for row in rows], dead_letters=report.dead_letters)
+        while True:
+            try:
+                await self._committer.write(write)
+            except NotStoredError as error:
+                if self._draining.is_set():
+                    log.warning("delivered points stay in the journal, and are sent again later", error=str(error))
+                    raise _GaveUpError from error
+                await self._pause(_JOURNAL_RETRY_SECONDS)
             else:
-                reason = "too_large" if answer.verdict is Verdict.TOO_LARGE else "refused"
-                report.dead_letters.append(DeadLetter(reason, answer.error, part))
+                return
+
+    async def _send(self, lines: list[str], report: Report) -> None:
+        """Send lines, in requests of a size that the server takes, until each is stored or refused for good."""
+        start = 0
+        while start < len(lines):
+            part = lines[start : start + self._size.points]
+            answer = await self._attempt(part)
+            if answer.verdict is Verdict.RETRY:
+                if answer.reason in _OVERLOADED:
+                    self._size.shrink(len(part), _LEAST_WHEN_OVERLOADED)
+            elif answer.verdict is Verdict.TOO_LARGE and len(part) > 1:
+                self._size.shrink(len(part))
+            else:
+                if answer.verdict is Verdict.STORED:
+                    self._size.grow(len(part))
+                await self._settle(part, answer, report)
+                start += len(part)
+
+    async def _settle(self, part: list[str], answer: Answer, report: Report) -> None:
+        """Take an answer about lines, and send again what it leaves open, until nothing is.
+
+        Refused lines are found by their numbers or by halving, with a bounded number of requests; what is not resolved
+        by then becomes dead letters as a block.
+        """
+        parts = sort_out(part, answer, report)
+        error = answer.error
+        requests = 1
+        while parts and requests < REQUEST_BUDGET:
+            part = parts.pop()
+            while (answer := await self._attempt(part)).verdict is Verdict.RETRY:
+                pass
+            requests += 1
+            error = answer.error or error
+            parts += sort_out(part, answer, report)
         if parts:
             block = [line for part in reversed(parts) for line in part]
-            report.dead_letters.append(DeadLetter("refused", f"{error} (not all tried one by one)", block))
+            report.reject("refused", f"{error} (not all tried one by one)", block)
 
-    async def _write(self, lines: list[str], report: _Report) -> Answer:
-        """Send one request, again and again until there is an answer about its lines."""
+    async def _attempt(self, lines: list[str]) -> Answer:
+        """Send one request, when it is time for it.
+
+        Raises:
+            _GaveUpError: if it has to be sent again, while draining.
+        """
         body = await self._in_thread(compress, lines)
-        while True:
-            report.requests += 1
-            answer = await self._writer.write(body)
-            self._telemetry.delivery_requests.labels(answer.status).inc()
-            self._note(answer)
-            if answer.verdict is not Verdict.RETRY:
-                return answer
-            report.requests -= 1
-            self._telemetry.delivery_retries[answer.reason].inc()
-            if self._draining.is_set():
-                raise _GaveUpError
-            await self._pause(self._backoff.failed(answer.retry_after_seconds))
+        while (seconds := self._backoff.wait_seconds()) and not self._draining.is_set():
+            await self._pause(seconds)
+        answer = await self._writer.write(body)
+        self._telemetry.delivery_requests.labels(answer.status).inc()
+        self._note(answer)
+        if answer.verdict is not Verdict.RETRY:
+            self._backoff.succeeded()
+            return answer
+        self._backoff.failed(answer.retry_after_seconds)
+        self._telemetry.delivery_retries[answer.reason].inc()
+        if self._draining.is_set():
+            raise _GaveUpError
+        return answer
 
     def _note(self, answer: Answer) -> None:
         """Show the state of the delivery, and log it when it changes."""
         failing = answer.reason if answer.verdict is Verdict.RETRY else ""
         for reason, gauge in self._telemetry.delivery_failing.items():
             gauge.set(reason == failing)
-        failure = f"{answer.reason}: {answer.status}: {answer.error}" if failing else None
-        if failure is None:
-            self._backoff.succeeded()
+        if answer.verdict is Verdict.STORED:
             self._telemetry.mark_delivered()
-            if self.failure is not None:
-                log.info("InfluxDB takes points again")
-        elif self.failure is None or self.failure.split(":")[0] != answer.reason:
+        if failing and failing != self._failing:
             log.warning(
                 "InfluxDB takes no points; they wait in the journal",
-                reason=answer.reason,
+                reason=failing,
                 status=answer.status,
                 error=answer.error,
             )
-        self.failure = failure
+        elif self._failing and not failing:
+            log.info("InfluxDB takes points again")
+        self._failing = failing
+        self.failure = f"{failing}: {answer.status}: {answer.error}" if failing else None
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not while draining."""
@@ -253,26 +237,20 @@ class _GaveUpError(Exception):
     """The last attempt while draining failed; the points stay in the journal."""
 
 
-def _set_aside(part: list[str], answer: Answer, report: _Report) -> list[str]:
-    """Make dead letters of the lines that the server named, and give the rest, which is sent again.
-
-    Numbers outside the part count for nothing.
-    """
-    bad = {number: error for number, error in answer.bad_lines.items() if 1 <= number <= len(part)}
-    by_error: dict[str, list[str]] = {}
-    for number, error in bad.items():
-        by_error.setdefault(error, []).append(part[number - 1])
-    report.dead_letters += [DeadLetter("refused", error, lines) for error, lines in by_error.items()]
-    return [line for number, line in enumerate(part, 1) if number not in bad]
-
-
-def _read_lines(rows: list[PointsRow]) -> tuple[list[str], list[str]]:
-    """Decompress groups; what is damaged comes back as text of its bytes."""
+def _read_lines(rows: list[PointsRow], report: Report) -> list[str]:
+    """Decompress groups; of a damaged one the bytes are kept, as text."""
     lines: list[str] = []
-    damaged: list[str] = []
     for row in rows:
         try:
-            lines += decompress(row.lines)
-        except ValueError:
-            damaged.append(row.lines.hex())
-    return lines, damaged
+            lines += _lines_of(row)
+        except ValueError as error:
+            report.reject("damaged", str(error), [row.lines.hex()], points=row.points)
+    return lines
+
+
+def _lines_of(row: PointsRow) -> list[str]:
+    lines = decompress(row.lines)
+    if len(lines) != row.points or "" in lines:
+        msg = f"damaged points: {len(lines)} lines where {row.points} should be"
+        raise ValueError(msg)
+    return lines

@@ -32,7 +32,7 @@ class Expiry:
         *,
         ttl_seconds: float,
         clock: Clock,
-        on_removed: Callable[[], None],
+        before_removal: Callable[[], None],
     ) -> None:
         """Set the time after which a silent series is removed.
 
@@ -42,14 +42,15 @@ class Expiry:
             committer: stores the removal.
             ttl_seconds: the longest silence.
             clock: our own time.
-            on_removed: called when cells are gone, for those who remember them.
+            before_removal: called when cells are about to go, for those who remember them. An event that finds its
+                cell after that is staged, and what is staged keeps its cell.
         """
         self._counters = counters
         self._labels = labels
         self._committer = committer
         self._ttl_ms = int(ttl_seconds * 1000)
         self._clock = clock
-        self._on_removed = on_removed
+        self._before_removal = before_removal
 
     async def run(self) -> None:
         """Sweep once a minute, for ever."""
@@ -75,9 +76,9 @@ class Expiry:
         if not silent:
             return 0
         before = len(self._counters)
+        self._before_removal()
         await self._committer.write(Write(expired=list(dict.fromkeys(silent))))
         self._release(silent)
-        self._on_removed()
         removed = before - len(self._counters)
         log.info("silent series removed", series=removed)
         return removed

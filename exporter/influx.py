@@ -6,7 +6,6 @@ Sources: InfluxDB's documentation of `/api/v2/write` ("Troubleshoot issues writi
 import asyncio
 import json
 import re
-import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,9 +17,12 @@ from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
 from influxdb_client.rest import ApiException
 from influxdb_client.service.write_service import WriteService
 
-_DROPPED = re.compile(r"dropped=(\d+)")
-_BEYOND_RETENTION: Final = ("beyond retention policy", "outside retention policy")  # the second since 2.7.11
-_PARTIAL_WRITE: Final = "partial write"
+# What follows is matched at this place alone: later in the message there may be text that devices sent.
+_PARTIAL_WRITE: Final = "partial write: "
+_BEYOND_RETENTION: Final = re.compile(
+    r"points beyond retention policy dropped=(\d+)|dropped (\d+) points outside retention policy"  # 2.7.11 and later
+)
+_REFUSED: Final = re.compile(r"dropped=(\d+)\Z")
 _MAX_ERROR_TEXT: Final = 500
 _OK: Final = range(200, 300)
 _THROTTLED: Final = 429
@@ -56,6 +58,7 @@ class Answer:
         error: what the server said, in short.
         retry_after_seconds: how long it asks to wait; 0 if it does not say.
         beyond_retention: lines that were refused because they are older than the bucket keeps.
+        refused: lines that were refused for another reason, as far as the server counts them.
         bad_lines: 1-based numbers of refused lines, with what is wrong with each; empty if the server does not name
             them.
     """
@@ -66,6 +69,7 @@ class Answer:
     error: str = ""
     retry_after_seconds: float = 0.0
     beyond_retention: int = 0
+    refused: int = 0
     bad_lines: dict[int, str] = field(default_factory=dict)
 
 
@@ -80,6 +84,7 @@ class InfluxWriter:
         self._service = WriteService(self._client.api_client)
         self._org = org
         self._bucket = bucket
+        self._token = token
 
     async def write(self, body: bytes) -> Answer:
         """Send lines, gzip-compressed into one member, with times in nanoseconds."""
@@ -88,10 +93,11 @@ class InfluxWriter:
                 self._org, self._bucket, body, precision="ns", content_encoding="gzip", content_type="text/plain"
             )
         except ApiException as error:
-            return judge(int(error.status or 0), _header(error, "Retry-After"), _body(error))
+            return judge(int(error.status or 0), _header(error, "Retry-After"), _body(error), self._token)
         except TimeoutError:
             return Answer(Verdict.RETRY, "timeout", "timeout", "no answer within EXPORTER_INFLUX_TIMEOUT")
-        except (aiohttp.ClientError, OSError, ssl.SSLError, asyncio.IncompleteReadError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
+            # ValueError: a URL that the client cannot use, such as one with a password beside the token.
             return Answer(Verdict.RETRY, "network", "network", _shorten(f"{type(error).__name__}: {error}"))
         return Answer(Verdict.STORED, "204")
 
@@ -100,47 +106,58 @@ class InfluxWriter:
         await self._client.close()
 
 
-def judge(status: int, retry_after: str, body: str) -> Answer:
-    """Judge an answer with an error status by its status, its `Retry-After` header and its body."""
-    text = str(status)
-    message, named = _read_error(body)
+def judge(status: int, retry_after: str, body: str, token: str = "") -> Answer:
+    """Judge an answer by its status, its `Retry-After` header and its body.
+
+    The token, which a server may repeat, is masked in error texts.
+    """
     if status in _OK:
-        return Answer(Verdict.STORED, text)
+        return Answer(Verdict.STORED, str(status))
+    message, named_lines = _read_error(body)
+    error = _shorten(message, token)
+    named = {number: _shorten(text, token) for number, text in named_lines.items()}
     if status == _TOO_LARGE:
-        return Answer(Verdict.TOO_LARGE, text, error=message)
-    if status in _BAD_LINES or _PARTIAL_WRITE in message:  # The first releases of 2.0 answered these with 500.
-        dropped = _DROPPED.search(message)
-        if dropped and not named and any(words in message for words in _BEYOND_RETENTION):
-            return Answer(Verdict.STORED, text, error=message, beyond_retention=int(dropped[1]))
-        return Answer(Verdict.REFUSED, text, "refused", message, bad_lines=named)
+        return Answer(Verdict.TOO_LARGE, str(status), error=error)
+    # The first releases of 2.0 answered partial writes with 500. A page is a proxy's: it says nothing about the lines.
+    if (status in _BAD_LINES and not body.lstrip().startswith("<")) or _PARTIAL_WRITE in message:
+        _, _, partial_write = message.strip().partition(_PARTIAL_WRITE)
+        if not named and (beyond := _BEYOND_RETENTION.match(partial_write)):
+            return Answer(Verdict.STORED, str(status), error=error, beyond_retention=int(beyond[beyond.lastindex or 1]))
+        refused = _REFUSED.search(partial_write)
+        return Answer(
+            Verdict.REFUSED, str(status), "refused", error, refused=int(refused[1]) if refused else 0, bad_lines=named
+        )
+    return Answer(Verdict.RETRY, str(status), _reason(status), error, _seconds(retry_after))
+
+
+def _reason(status: int) -> str:
+    """Name why an answer that is not about lines means to retry."""
     if status in _CREDENTIALS:
-        reason = "rejected_credentials"
-    elif status == _NOT_FOUND:
-        reason = "not_found"
-    elif status == _THROTTLED:
-        reason = "throttled"
-    else:
-        reason = "server_error" if status >= _SERVER_ERROR else "refused"
-    return Answer(Verdict.RETRY, text, reason, message, _seconds(retry_after))
+        return "rejected_credentials"
+    if status == _NOT_FOUND:
+        return "not_found"
+    if status == _THROTTLED:
+        return "throttled"
+    return "server_error" if status >= _SERVER_ERROR else "refused"
 
 
 def _read_error(body: str) -> tuple[str, dict[int, str]]:
     """Read the message of an error body, and the lines that InfluxDB 3 names in `data`."""
     try:
         content: Any = json.loads(body)
-    except ValueError:
-        return _shorten(body), {}
+    except (ValueError, RecursionError):
+        return body, {}
     if not isinstance(content, dict):
-        return _shorten(body), {}
-    message = content.get("message") or content.get("error") or body
+        return body, {}
+    message = str(content.get("message") or content.get("error") or body)
     data = content.get("data")
     entries = data if isinstance(data, list) else [data]
     named = {
-        entry["line_number"]: _shorten(str(entry.get("error_message", message)))
+        entry["line_number"]: str(entry.get("error_message", message))
         for entry in entries
         if isinstance(entry, dict) and isinstance(entry.get("line_number"), int)
     }
-    return _shorten(str(message)), named
+    return message, named
 
 
 def _header(error: ApiException, name: str) -> str:
@@ -148,8 +165,9 @@ def _header(error: ApiException, name: str) -> str:
 
 
 def _body(error: ApiException) -> str:
-    body = error.body or b""
-    return body.decode(errors="replace") if isinstance(body, bytes) else str(body)
+    """Give an answer's body, or, if it is empty, the reason phrase."""
+    body: bytes = error.body or str(error.reason or "").encode()
+    return body.decode(errors="replace")
 
 
 def _seconds(retry_after: str) -> float:
@@ -162,9 +180,9 @@ def _seconds(retry_after: str) -> float:
         except ValueError:
             return 0.0
         seconds = (when - datetime.now(UTC)).total_seconds() if when.tzinfo else 0.0
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
+    return min(max(0.0, seconds), _MAX_RETRY_AFTER_SECONDS)  # In this order `nan` counts as 0.
 
 
-def _shorten(text: str) -> str:
-    flat = " ".join(text.split())
+def _shorten(text: str, token: str = "") -> str:
+    flat = " ".join((text.replace(token, "***") if token else text).split())
     return flat if len(flat) <= _MAX_ERROR_TEXT else f"{flat[:_MAX_ERROR_TEXT]}…"

@@ -2,10 +2,13 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Final
 
 from exporter.journal.records import PointsRow
 
-_ROWS_AT_ONCE = 512
+MAX_BYTES: Final = 16 << 20
+_ROWS_AT_ONCE: Final = 512
+_GZIP_SIZE_FIELD: Final = 4
 
 
 class JournalReader:
@@ -17,7 +20,9 @@ class JournalReader:
         self._connection: sqlite3.Connection | None = None
 
     def read(self, after: int, max_points: int) -> list[PointsRow]:
-        """Read the oldest groups with a number above `after`: as many as hold `max_points` points, and at least one.
+        """Read the oldest groups with a number above `after`.
+
+        It reads as many as hold `max_points` points and `MAX_BYTES` bytes of lines, and at least one.
 
         Raises:
             sqlite3.Error: if the file cannot be read; the next call opens it anew.
@@ -35,16 +40,19 @@ class JournalReader:
             )
             self._connection.execute("PRAGMA query_only = ON")
         rows: list[PointsRow] = []
-        points = 0
+        points = size = 0
         cursor = self._connection.execute(
-            "SELECT number, count, lines FROM points WHERE number > ? ORDER BY number LIMIT ?", (after, _ROWS_AT_ONCE)
+            # The cast makes bytes of a damaged row too, whatever type it seems to have.
+            "SELECT number, count, CAST(lines AS BLOB) FROM points WHERE number > ? ORDER BY number LIMIT ?",
+            (after, _ROWS_AT_ONCE),
         )
         try:
-            for row in cursor:
-                if rows and points + row[1] > max_points:
+            for row in map(PointsRow._make, cursor):
+                points += row.points
+                size += _decompressed_size(row.lines)
+                if rows and (points > max_points or size > MAX_BYTES):
                     break
-                rows.append(PointsRow(*row))
-                points += row[1]
+                rows.append(row)
         finally:
             cursor.close()
         return rows
@@ -54,3 +62,8 @@ class JournalReader:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _decompressed_size(member: bytes) -> int:
+    """Give the size that a gzip member says it has, in its last four bytes (RFC 1952, section 2.3.1)."""
+    return int.from_bytes(member[-_GZIP_SIZE_FIELD:], "little")

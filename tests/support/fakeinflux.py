@@ -1,5 +1,6 @@
 """An InfluxDB that answers as the test says, and remembers what it was sent and what it keeps."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -73,12 +74,21 @@ class Limits:
 
 @dataclass
 class WriteRequest:
-    """One request to `/api/v2/write`; `status` is None while, and when, no answer was sent."""
+    """One request to `/api/v2/write`.
+
+    Attributes:
+        query: Its query parameters.
+        headers: Its headers.
+        records: The records of its body.
+        status: That of the answer; None while, and when, none was sent.
+        at: When it came, in seconds of `time.monotonic`.
+    """
 
     query: Mapping[str, str]
     headers: Mapping[str, str]
     records: Sequence[Record]
     status: int | None = field(default=None)
+    at: float = field(default_factory=time.monotonic)
 
 
 ACCEPT = Step(Answer(204))
