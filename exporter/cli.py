@@ -38,6 +38,12 @@ def _setting_options(command: _Command) -> _Command:
     return command
 
 
+def _secrets_help() -> str:
+    """Name the settings that have no option, one a line; click leaves the lines after a backspace as they are."""
+    lines = [f"  {variable(name)}: {Settings.model_fields[name].description}" for name in sorted(SECRETS)]
+    return "\n".join(("\b", "Secrets have no option; set VARIABLE, or VARIABLE_FILE to the path of a file:", *lines))
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="capgo-exporter")
 def main() -> None:
@@ -48,7 +54,7 @@ def main() -> None:
     """
 
 
-@main.command("serve")
+@main.command("serve", epilog=_secrets_help())
 @_setting_options
 def serve_command(**options: str | None) -> None:
     """Run the exporter until SIGTERM or SIGINT.
@@ -68,7 +74,7 @@ def serve_command(**options: str | None) -> None:
         _fail(f"EXPORTER_DATA_DIR: {error.filename or settings.data_dir}: {error.strerror or error}", EXIT_DATA)
 
 
-@main.command("check-config")
+@main.command("check-config", epilog=_secrets_help())
 @_setting_options
 def check_config_command(**options: str | None) -> None:
     """Check the settings and say what would be used, secrets masked.

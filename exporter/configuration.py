@@ -48,7 +48,7 @@ def load(
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        raise SettingsError(problems + list(_explain(error))) from None
+        raise SettingsError(problems + list(_explain(error, values))) from None
     if problems:
         raise SettingsError(problems)
     return settings
@@ -101,16 +101,16 @@ def _suggestion(field: str) -> str:
     return f"; did you mean {variable(close[0])}?" if close else ""
 
 
-def _explain(error: ValidationError) -> Iterable[str]:
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> Iterable[str]:
     for problem in error.errors(include_url=False):
         field = str(problem["loc"][0]) if problem["loc"] else ""
         message = str(problem["msg"]).removeprefix("Value error, ")
         if not field:
-            yield message
+            yield from message.splitlines()
         elif field in SECRETS or problem["type"] == "value_error":
             yield f"{variable(field)}: {message}"
         else:
-            yield f"{variable(field)}: {problem['input']!r}: {message[0].lower()}{message[1:]}"
+            yield f"{variable(field)}: {values[field]!r}: {message[0].lower()}{message[1:]}"
 
 
 def describe(settings: Settings) -> Iterable[tuple[str, str]]:

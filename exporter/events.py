@@ -24,6 +24,8 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TRUE: Final = frozenset({"true", "1", "yes"})
 _FALSE: Final = frozenset({"false", "0", "no"})
 _MAX_NUMBER_DIGITS: Final = 400
+_MAX_DEPTH: Final = 32
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 class Event(msgspec.Struct, gc=False, rename={"default_channel": "defaultChannel"}):
@@ -104,10 +106,16 @@ def decode(body: bytes) -> Batch:
         is_array = True
     if any(not event.app_id or not event.action for event in decoded):
         return _decode_leniently(body)
-    # JSON writes quotes, backslashes and control characters inside a string only with a backslash (RFC 8259, section
-    # 7).
     events: list[Event | Rejection] = [*decoded]
-    return Batch(events, is_array, is_plain=b"\\" not in body)
+    return Batch(events, is_array, _is_plain(body))
+
+
+def _is_plain(body: bytes) -> bool:
+    """Tell whether surely no text holds a quote, a backslash or a control character.
+
+    JSON writes them inside a string only with a backslash, except DEL and those beyond ASCII (RFC 8259, section 7).
+    """
+    return body.isascii() and b"\\" not in body and b"\x7f" not in body
 
 
 def _decode_leniently(body: bytes) -> Batch:
@@ -122,10 +130,34 @@ def _decode_leniently(body: bytes) -> Batch:
 
 def _parse(body: bytes) -> object:
     """Parse as the standard library does, which accepts lone surrogates; bytes that are not UTF-8 are replaced."""
+    text = body.decode("utf-8-sig", "replace")
     try:
-        return json.loads(body.decode("utf-8-sig", "replace"), parse_int=_parse_int, strict=False)
+        try:
+            return _loads(text)
+        except RecursionError:
+            return _loads(_without_depths(text))
     except (ValueError, RecursionError):
         raise MalformedBodyError(400, "invalid_json", "invalid_json_parse_body", "Invalid JSON body") from None
+
+
+def _loads(text: str) -> object:
+    return json.loads(text, parse_int=_parse_int, strict=False)
+
+
+def _without_depths(text: str) -> str:
+    """Put null for what is nested too deep to be read, so that it does not hurt its neighbours."""
+    kept = []
+    depth = start = 0
+    for token in _STRING_OR_BRACKET.finditer(text):
+        if token[0] in {"[", "{"}:
+            depth += 1
+            if depth == _MAX_DEPTH + 1:
+                kept += [text[start : token.start()], "null"]
+        elif token[0] in {"]", "}"}:
+            depth -= 1
+            if depth == _MAX_DEPTH:
+                start = token.end()
+    return "".join([*kept, text[start:]]) if depth == 0 else ""
 
 
 def _parse_int(digits: str) -> int | float:
@@ -185,7 +217,14 @@ def _metadata(value: Mapping[str, object]) -> dict[str, str]:
     """Read metadata: scalars become text, nested values their JSON text, null is left out."""
     metadata: dict[str, str] = {}
     for key, item in value.items():
-        text = json.dumps(item, ensure_ascii=False) if isinstance(item, dict | list) else _text(item)
+        text = _nested_text(item) if isinstance(item, dict | list) else _text(item)
         if text is not None:
             metadata[_text(key) or ""] = _text(text) or ""
     return metadata
+
+
+def _nested_text(value: object) -> str | None:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return None

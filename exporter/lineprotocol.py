@@ -17,7 +17,9 @@ MEASUREMENT: Final = "capgo_stats"
 MAX_TEXT_BYTES: Final = 16_000
 """Longest text of one field; InfluxDB 1.x and 2.x refuse fields of 64 KiB."""
 
-MAX_METADATA_BYTES: Final = 60_000
+MAX_METADATA_BYTES: Final = 65_000
+"""All the metadata that the contract allows is 63,541 bytes of ASCII."""
+
 MAX_METADATA_KEYS: Final = 30
 MAX_METADATA_KEY_LENGTH: Final = 64
 MAX_METADATA_VALUE_LENGTH: Final = 2048

@@ -186,7 +186,7 @@ def _fields(  # noqa: C901, PLR0912 -- one branch a field, in the order of the l
         parts.append(f',plugin_version="{event.plugin_version}"')
     if event.version_build:
         parts.append(f',version_build="{event.version_build}"')
-    if event.version_code:
+    if event.version_code or event.version_code == 0:
         parts.append(f',version_code="{event.version_code}"')
     if event.version_os:
         parts.append(f',version_os="{event.version_os}"')

@@ -127,7 +127,7 @@ class Settings(BaseModel):
     @field_validator("influx_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is not None and (urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname):
+        if value is not None and not _is_http_url(value):
             msg = "not an http:// or https:// URL"  # The value stays out: a URL may hold a password.
             raise ValueError(msg)
         return value
@@ -142,12 +142,15 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> "Settings":
+        problems = []
         if self.metrics_listen is not None and self.metrics_listen == self.listen and split_address(self.listen)[1]:
-            msg = "EXPORTER_METRICS_LISTEN: the same address as EXPORTER_LISTEN; unset it to serve everything on one"
-            raise ValueError(msg)
+            problems.append(
+                "EXPORTER_METRICS_LISTEN: the same address as EXPORTER_LISTEN; unset it to serve everything on one"
+            )
         if self.influx_url is None and self.influx_token is not None:
-            msg = "EXPORTER_INFLUX_TOKEN: set without EXPORTER_INFLUX_URL; set both or none"
-            raise ValueError(msg)
+            problems.append("EXPORTER_INFLUX_TOKEN: set without EXPORTER_INFLUX_URL; set both or none")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -155,6 +158,14 @@ _RESERVED_PATHS: Final = frozenset({"", "/metrics", "/healthz", "/readyz"})
 SECRETS: Final = frozenset(
     name for name, field in Settings.model_fields.items() if field.annotation in {SecretStr, SecretStr | None}
 )
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # Its message may quote the password.
+        return False
 
 
 def split_address(address: str) -> tuple[str, int]:

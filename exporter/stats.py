@@ -124,4 +124,5 @@ def unavailable() -> web.Response:
 def bearer(request: web.Request) -> str:
     """Give the bearer token of a request, or an empty text."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    # aiohttp gives bytes that are not UTF-8 as lone surrogates, which cannot be encoded again.
+    return token.strip().encode(errors="replace").decode() if scheme.lower() == "bearer" else ""

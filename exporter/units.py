@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Final
 
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -16,7 +17,7 @@ _SIZE_UNITS: Final = {
     "gb": 10**9,
     "tb": 10**12,
 }
-_NUMBER_AND_UNIT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", re.ASCII)
+_NUMBER_AND_UNIT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,20})?)\s*([a-zA-Z]*)\s*", re.ASCII)
 
 
 def parse_duration_seconds(text: str) -> float:
@@ -48,7 +49,7 @@ def format_duration(seconds: float) -> str:
     for unit in ("d", "h", "m", "s"):
         if seconds >= _DURATION_UNITS[unit] and seconds % _DURATION_UNITS[unit] == 0:
             return f"{int(seconds // _DURATION_UNITS[unit])}{unit}"
-    return f"{seconds:g}s"
+    return f"{Decimal(str(seconds)):f}s"
 
 
 def format_size(size_bytes: int) -> str:
