@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from ruamel.yaml import YAML
 
 import exporter
-from exporter import settings
+from exporter import configuration, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -201,7 +201,7 @@ def test_env_example_lists_every_setting_with_its_default(tmp_path: Path) -> Non
     assert [settings.variable(name) for name in settings.Settings.model_fields] == [
         line.split("=")[0] for line in lines
     ]
-    assert settings.load({}, dotenv=None) == settings.load({}, dotenv=dotenv)
+    assert configuration.load({}, dotenv=None) == configuration.load({}, dotenv=dotenv)
 
 
 @pytest.mark.server("promtool")

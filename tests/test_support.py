@@ -50,8 +50,8 @@ async def write(
 ) -> int:
     """Write as the exporter does: the real client, one gzip member; return the status."""
     async with InfluxDBClientAsync(url, token, "org", timeout=timeout_ms) as client:
-        service = WriteService(client.api_client)  # type: ignore[no-untyped-call]
-        _, status, _ = await service.post_write_async(  # type: ignore[no-untyped-call]
+        service = WriteService(client.api_client)
+        _, status, _ = await service.post_write_async(
             org="org",
             bucket=bucket,
             body=gzip.compress(lines.encode()),

@@ -7,7 +7,8 @@ from tests.support.influxdb import Point
 from tests.support.lineprotocol import read_records
 
 # Source: https://docs.influxdata.com/influxdb/v2/reference/syntax/line-protocol/#special-characters
-_PAIR = re.compile(r"(?P<key>(?:\\.|[^\\,=])+)=(?P<value>\"(?:[^\"\\]|\\.)*\"|(?:\\.|[^\\,])*)(?:,|\Z)", re.DOTALL)
+_TAG = re.compile(r"(?P<key>(?:\\.|[^\\,=])+)=(?P<value>(?:\\.|[^\\,])*)(?:,|\Z)", re.DOTALL)
+_FIELD = re.compile(r"(?P<key>(?:\\.|[^\\,=])+)=(?P<value>\"(?:[^\"\\]|\\.)*\"|[^\",]+)(?:,|\Z)", re.DOTALL)
 _TAG_ESCAPE = re.compile(r"\\([,= ])")
 _TEXT_ESCAPE = re.compile(r"\\([\"\\])")
 
@@ -27,15 +28,15 @@ def read_point(line: str) -> Point:
     assert record.time is not None
     return Point(
         record.time,
-        {key: _TAG_ESCAPE.sub(r"\1", value) for key, value in _pairs(tags)},
-        {key: _field(value) for key, value in _pairs(record.fields)},
+        {key: _TAG_ESCAPE.sub(r"\1", value) for key, value in _pairs(_TAG, tags)},
+        {key: _field(value) for key, value in _pairs(_FIELD, record.fields)},
     )
 
 
-def _pairs(text: str) -> Iterator[tuple[str, str]]:
+def _pairs(pair: re.Pattern[str], text: str) -> Iterator[tuple[str, str]]:
     position = 0
     while position < len(text):
-        match = _PAIR.match(text, position)
+        match = pair.match(text, position)
         if match is None:
             message = f"no key=value at {text[position:]!r}"
             raise ValueError(message)
