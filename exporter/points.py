@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from exporter.clock import ArrivalTimes, Clock, clock_error, fits_int64
@@ -30,8 +29,7 @@ _TEXT_FIELDS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PointTime:
+class PointTime(NamedTuple):
     """When a point happened.
 
     Attributes:
