@@ -149,6 +149,8 @@ class Settings(BaseModel):
             )
         if self.influx_url is None and self.influx_token is not None:
             problems.append("EXPORTER_INFLUX_TOKEN: set without EXPORTER_INFLUX_URL; set both or none")
+        if self.influx_url is not None and self.influx_token is not None and "@" in urlsplit(self.influx_url).netloc:
+            problems.append("EXPORTER_INFLUX_URL: holds credentials beside EXPORTER_INFLUX_TOKEN; keep one of the two")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -18,11 +18,13 @@ from structlog.testing import capture_logs
 import exporter.commit
 import exporter.delivery
 import exporter.journal.reader
+import exporter.pace
+import exporter.sender
 from exporter.journal.opening import FILE_NAME
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import Committed, Transaction
 from exporter.journal.store import CommitFailedError, Journal, decompress
-from exporter.pace import MAX_POINTS, Backoff, RequestSize
+from exporter.pace import MAX_POINTS, Backoff, Pace
 from tests.conftest import StartExporter, V2InfluxDB
 from tests.support import recordings
 from tests.support.delivering import accept, delivering, devices, emptied, events, fill
@@ -194,11 +196,13 @@ async def test_wrong_access_is_shown(scripted_influx: ScriptedInflux, step: Step
     assert (200, {"status": "ready", "influxdb": "ok", "degraded": False}) == (mended.status, mended.json())
     assert [(reason, text)] == [(line["reason"], line["error"]) for line in logs if "takes no points" in line["event"]]
     assert devices(batch) == stored_devices(scripted_influx)
+    first, second, *_ = scripted_influx.requests
+    assert second.at - first.at >= 0.25  # the lower half of the first delay
 
 
 @pytest.mark.parametrize("recorded", [recordings.too_many_requests(1), recordings.unavailable(1)], ids=["429", "503"])
-async def test_retry_after_holds_for_all_writers(scripted_influx: ScriptedInflux, recorded: recordings.Answer) -> None:
-    """No writer sends anything before the time that the server asked for has passed."""
+async def test_retry_after_holds_for_all_senders(scripted_influx: ScriptedInflux, recorded: recordings.Answer) -> None:
+    """No sender sends anything before the time that the server asked for has passed."""
     scripted_influx.play(Step(recorded))
     async with delivering(scripted_influx) as exporter:
         batch = await accept(exporter, events(1))
@@ -225,64 +229,48 @@ async def test_request_that_never_succeeds_holds_up_nothing_else(scripted_influx
         scripted_influx.default = ACCEPT
 
 
-async def test_time_out_shrinks_requests(
+async def test_overload_shrinks_requests(
     scripted_influx: ScriptedInflux, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request that InfluxDB does not finish in time is sent in smaller ones, until they are finished."""
-    monkeypatch.setattr(exporter.delivery, "_LEAST_WHEN_OVERLOADED", 10)
+    """A request that is too much work for InfluxDB is sent again in smaller ones, until they are not."""
+    monkeypatch.setattr(exporter.sender, "_LEAST_WHEN_OVERLOADED", 10)
+    monkeypatch.setattr(exporter.pace, "MAX_POINTS", 40)
     too_slow = Refusal("too slow", lambda _: recordings.internal_error(), stores_the_rest=False)
     batch = events(40)
     await fill(tmp_path, batch)
     scripted_influx.limits = Limits(records=10, answer=lambda: too_slow.answer([]))
-    monkeypatch.setattr(RequestSize, "__init__", starting_at(40))
     async with delivering(scripted_influx, data_dir=tmp_path) as running_exporter:
         await emptied(running_exporter)
     assert [40, 20] == [len(request.records) for request in scripted_influx.requests[:2]]
     assert devices(batch) == stored_devices(scripted_influx)
 
 
-def starting_at(points: int) -> Callable[[RequestSize], None]:
-    """Give an initialiser of a request size that starts with so many points."""
-
-    def start(size: RequestSize) -> None:
-        size.points = points
-
-    return start
-
-
 def test_backoff_grows() -> None:
     """Delays double from half a second to a minute, the lower half of each being left to chance."""
     asked: list[tuple[float, float]] = []
-    now = 100.0
 
     def jitter(low: float, high: float) -> float:
         asked.append((low, high))
         return high
 
-    backoff = Backoff(jitter, lambda: now)
-    waits = []
-    for _ in range(20):
-        backoff.failed(0.0)
-        waits.append(backoff.wait_seconds())
-        now += backoff.wait_seconds()
+    backoff = Backoff(jitter)
+    waits = [backoff.failed() for _ in range(20)]
     assert [0.5, 1, 2, 4, 8, 16, 32, *[60] * 13] == waits
     assert [(wait / 2, wait) for wait in waits] == asked
     backoff.succeeded()
-    backoff.failed(0.0)
-    assert 0.5 == backoff.wait_seconds()
+    assert 0.5 == backoff.failed()
 
 
-def test_backoff_takes_failures_at_once_for_one() -> None:
-    """Requests that were under way together lengthen the delay once, but the longest `Retry-After` counts."""
-    now = 0.0
-    backoff = Backoff(lambda _, high: high, lambda: now)
-    backoff.failed(0.0)
-    backoff.failed(3.0)
-    backoff.failed(2.0)
-    assert 3.0 == backoff.wait_seconds()
-    now = 3.0
-    backoff.failed(0.0)
-    assert 1.0 == backoff.wait_seconds()
+def test_longest_hold_counts() -> None:
+    """Of several times that a server asks to be left alone for, the one that ends last counts."""
+    now = 100.0
+    pace = Pace(lambda: now)
+    assert 0.0 == pace.wait_seconds()
+    pace.hold(3.0)
+    pace.hold(2.0)
+    assert 3.0 == pace.wait_seconds()
+    now = 104.0
+    assert 0.0 == pace.wait_seconds()
 
 
 # --- too large --------------------------------------------------------------------------------------------------------
@@ -308,40 +296,43 @@ async def test_too_large_line_is_a_dead_letter(scripted_influx: ScriptedInflux, 
     async with delivering(scripted_influx, data_dir=tmp_path) as exporter:
         await accept(exporter, [*good[:17], *large, *good[17:]])
         await emptied(exporter)
+        before = len(scripted_influx.requests)
         good += await accept(exporter, events(30))
         await emptied(exporter)
         assert (60, {"too_large": 1}) == (await delivered(exporter), await refusals(exporter))
+    # Requests are not left as small as that line made them.
+    assert max(len(request.records) for request in scripted_influx.requests[before:]) > 1
     assert (devices(good), devices(large)) == (stored_devices(scripted_influx), dead_devices(tmp_path))
 
 
 def test_request_size_recovers() -> None:
     """After a refusal requests are half as large, and grow again by an eighth with each full one."""
-    size = RequestSize()
-    size.shrink(MAX_POINTS)
-    assert MAX_POINTS // 2 == size.points
-    size.grow(size.points - 1)
-    assert MAX_POINTS // 2 == size.points
-    size.grow(size.points)
-    assert 14_063 == size.points
+    pace = Pace(time.monotonic)
+    pace.shrink(MAX_POINTS)
+    assert MAX_POINTS // 2 == pace.points
+    pace.grow(pace.points - 1)
+    assert MAX_POINTS // 2 == pace.points
+    pace.grow(pace.points)
+    assert 14_063 == pace.points
     for _ in range(5):
-        size.grow(size.points)
-    assert MAX_POINTS == size.points
-    size.shrink(100)
-    size.shrink(1)
-    assert 1 == size.points
+        pace.grow(pace.points)
+    assert MAX_POINTS == pace.points
+    pace.shrink(100)
+    pace.shrink(1)
+    assert 1 == pace.points
     for _ in range(100):
-        size.grow(size.points)
-    assert MAX_POINTS == size.points
+        pace.grow(pace.points)
+    assert MAX_POINTS == pace.points
 
 
 def test_request_size_has_a_floor() -> None:
     """A reason that more and smaller requests would not help shrinks them to the floor, and never grows them."""
-    size = RequestSize()
-    size.shrink(1500, 1000)
-    assert 1000 == size.points
-    size.shrink(20)
-    size.shrink(20, 1000)
-    assert 10 == size.points
+    pace = Pace(time.monotonic)
+    pace.shrink(1500, 1000)
+    assert 1000 == pace.points
+    pace.shrink(20)
+    pace.shrink(20, 1000)
+    assert 10 == pace.points
 
 
 # --- refused lines ----------------------------------------------------------------------------------------------------
@@ -617,12 +608,27 @@ async def test_last_attempt_on_shutdown(scripted_influx: ScriptedInflux, tmp_pat
         assert [] == exporter.lines()
 
 
-@pytest.mark.parametrize("step", [NEVER, Step(recordings.unavailable())], ids=["never", "503"])
-async def test_last_attempt_has_a_deadline(scripted_influx: ScriptedInflux, tmp_path: Path, step: Behaviour) -> None:
-    """A last attempt that is not answered, or fails, does not keep the exporter from stopping, and loses nothing."""
+async def test_what_waits_is_delivered_on_shutdown(scripted_influx: ScriptedInflux) -> None:
+    """When the exporter stops while InfluxDB works, also the points that no request has yet are delivered."""
+    scripted_influx.default = Step(recordings.Answer(204), delay_seconds=0.2)
+    batch = []
+    async with delivering(scripted_influx) as exporter:
+        for _ in range(3):
+            batch += await accept(exporter, events(2))
+    assert devices(batch) == stored_devices(scripted_influx)
+
+
+@pytest.mark.parametrize(
+    ("step", "shutdown_timeout"), [(NEVER, 0.2), (Step(recordings.unavailable()), 60.0)], ids=["never", "503"]
+)
+async def test_last_attempt_has_a_deadline(
+    scripted_influx: ScriptedInflux, tmp_path: Path, step: Behaviour, shutdown_timeout: float
+) -> None:
+    """A last attempt that is not answered ends at its deadline, one that fails ends at once, and neither loses any."""
     scripted_influx.default = step
+    settings: dict[str, Any] = {"data_dir": tmp_path, "influx_timeout": 60, "shutdown_timeout": shutdown_timeout}
     async with asyncio.timeout(10):
-        async with delivering(scripted_influx, data_dir=tmp_path, influx_timeout=60, shutdown_timeout=0.2) as exporter:
+        async with delivering(scripted_influx, **settings) as exporter:
             batch = await accept(exporter, events(3))
             await wait_for(lambda: bool(scripted_influx.requests))
     scripted_influx.default = ACCEPT

@@ -212,8 +212,41 @@ async def test_restart(time: Time, tmp_path: Path) -> None:
         assert ({key("1.0.0"): 1}, 5) == (await exporter.counters(), await events_in_all(exporter))
 
 
+async def test_event_while_the_removal_is_stored(time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event that arrives while the removal of its series runs begins a new series: born at 0, counted from there."""
+    intakes: list[Intake] = []
+    arriving: list[asyncio.Task[Any]] = []
+    _remember_instances(monkeypatch, intakes)
+    loop = asyncio.get_running_loop()
+    commit = Journal.commit
+
+    async def arrive() -> None:
+        arriving.append(asyncio.create_task(intakes[0].accept(decode(json.dumps([event()]).encode()))))
+        await asyncio.sleep(0)
+
+    def commit_slowly(self: Journal, transaction: Transaction) -> Committed:
+        if transaction.expired_series:
+            asyncio.run_coroutine_threadsafe(arrive(), loop).result(10)
+        return commit(self, transaction)
+
+    monkeypatch.setattr(Journal, "commit", commit_slowly)
+    async with running({"series_ttl": TTL}, time.clock) as exporter:
+        await post(exporter, *[event()] * 3)
+        for _ in range(3):
+            await exporter.metrics(scraper=True)
+            time.advance(60)
+        assert 3 == (await exporter.counters(scraper=True))[key()]
+        time.advance(TTL)
+        await time.swept()
+        assert [{}] == await asyncio.gather(*arriving)
+        assert ({key(): 1}, 3) == (await exporter.counters(), await expired(exporter))
+        assert 0 == (await exporter.counters(scraper=True, zeros=True))[key()]
+        time.advance(60)
+        assert 1 == (await exporter.counters(scraper=True))[key()]
+
+
 async def test_event_at_the_moment_of_removal(time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event that arrives while its series is being removed is counted, wherever it meets the removal."""
+    """An event that arrives when its series is just gone is counted in a new one."""
     intakes: list[Intake] = []
     arriving: list[asyncio.Task[Any]] = []
     _remember_instances(monkeypatch, intakes)

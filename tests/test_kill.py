@@ -68,8 +68,8 @@ class Device:
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
             while not stop.is_set():
                 batch = self.batch()
-                while not await self._post(session, url, batch):
-                    await asyncio.sleep(0.01)  # noqa: ASYNC110 -- a client that tries again knows of no event
+                while not await self._post(session, url, batch):  # noqa: ASYNC110 -- it polls a server
+                    await asyncio.sleep(0.01)
                 self.acknowledged += batch
 
     async def _post(self, session: aiohttp.ClientSession, url: str, batch: list[dict[str, Any]]) -> bool:
@@ -175,7 +175,7 @@ def batches(events: list[dict[str, Any]], size: int = 500) -> Iterator[list[dict
 async def test_every_event_is_counted_once_over_kills_at_random_moments(
     exporter_process: StartExporter, v2_influxdb: V2InfluxDB, number: signal.Signals
 ) -> None:
-    """Kills under load: counters and InfluxDB have each event once, nothing shown falls, a second sending is ignored."""
+    """Kills under load: counters and InfluxDB have each event once, nothing falls, a second sending is ignored."""
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
     print(f"KILL_SEED={seed}")  # noqa: T201 -- pytest shows it with a failure
     luck = random.Random(seed)  # noqa: S311 -- a test that can be repeated
