@@ -28,7 +28,13 @@ def _size(value: object) -> object:
 
 
 def _names(value: object) -> object:
-    return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    names = [name for part in value.split(",") if (name := part.strip())]
+    if not names:
+        msg = f"{value!r} holds no name; unset it, or give names"
+        raise ValueError(msg)
+    return names
 
 
 Duration = Annotated[float, BeforeValidator(_duration)]

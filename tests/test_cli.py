@@ -208,7 +208,7 @@ async def test_serve_shows_no_secret(exporter_process: StartExporter) -> None:
         "EXPORTER_METRICS_TOKEN": "SECRET-METRICS",
         "EXPORTER_HASH_KEY": "SECRET-KEY",
         **influx_settings(
-            f"http://user:SECRET-PASSWORD@127.0.0.1:{free_port()}",
+            f"http://127.0.0.1:{free_port()}",
             token="SECRET-INFLUX",  # noqa: S106 -- of the test's own
             org="o",
             bucket="b",

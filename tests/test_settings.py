@@ -229,6 +229,11 @@ def test_a_missing_dotenv_is_no_mistake(tmp_path: Path) -> None:
             "EXPORTER_INFLUX_TOKEN: set without EXPORTER_INFLUX_URL; set both or none",
         ),
         (
+            {"EXPORTER_INFLUX_TOKEN": "x", "EXPORTER_INFLUX_URL": "http://user:pw@influx:8086"},
+            "EXPORTER_INFLUX_URL: holds credentials beside EXPORTER_INFLUX_TOKEN; keep one of the two",
+        ),
+        ({"EXPORTER_ALLOWED_APPS": " , "}, "EXPORTER_ALLOWED_APPS: ' , ' holds no name; unset it, or give names"),
+        (
             {"EXPORTER_INFLUX_URL": "http://a", "INFLUXDB_V2_URL": "http://b"},
             "INFLUXDB_V2_URL: set twice, also under another name; keep one",
         ),
@@ -349,10 +354,12 @@ def test_any_value_loads_back(seconds: float, size: int, names: frozenset[str]) 
 def test_secrets_and_passwords_are_masked() -> None:
     """The description shows that a secret is set, and where InfluxDB is, and no more."""
     secrets = dict.fromkeys(SECRET_NAMES, "TOPSECRET")
-    url = "https://user:TOPSECRET@influx.example:8086/path?token=TOPSECRET"
+    url = "https://influx.example:8086/path?token=TOPSECRET"
     lines = dict(describe(load({**secrets, "EXPORTER_INFLUX_URL": url}, None, None)))
     assert dict.fromkeys(SECRET_NAMES, "***") == {name: lines[name] for name in SECRET_NAMES}
     assert "https://influx.example:8086/path" == lines["EXPORTER_INFLUX_URL"]
+    with_password = {"EXPORTER_INFLUX_URL": "https://user:TOPSECRET@influx.example"}
+    assert "https://influx.example" == dict(describe(load(with_password, None, None)))["EXPORTER_INFLUX_URL"]
 
 
 @pytest.mark.parametrize(
