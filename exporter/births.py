@@ -10,6 +10,8 @@ else sees the committed values at once.
 """
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Final
 
 import structlog
@@ -22,12 +24,17 @@ from exporter.telemetry import Telemetry
 SCRAPE_HEADER: Final = "X-Prometheus-Scrape-Timeout-Seconds"
 _GAP_TOLERANCE: Final = 1.1
 _FORGOTTEN_AFTER_INTERVALS: Final = 3
+_LONGEST_WAIT_SECONDS: Final = 0.5
 
 log = structlog.get_logger()
 
 
 class Scrapers:
-    """The Prometheus servers that scrape this exporter, each known by the connection it keeps open."""
+    """The Prometheus servers that scrape this exporter, each known by the connection it keeps open.
+
+    One that connects anew for each scrape, as behind some proxies, is not known from one scrape to the next; only the
+    interval then protects what it sees.
+    """
 
     def __init__(self, interval_seconds: float, telemetry: Telemetry) -> None:
         """Set the longest interval expected of a scraper."""
@@ -39,19 +46,17 @@ class Scrapers:
         telemetry.scrape_interval.set(interval_seconds)
 
     def all_seen_until(self, now: float) -> float:
-        """Give the moment until which every living scraper has scraped: a 0 shown by then is known to all."""
-        forgotten = now - self._interval * _FORGOTTEN_AFTER_INTERVALS
-        self._last = {
-            connection: last
-            for connection, last in self._last.items()
-            if last > forgotten and not connection.is_closing()
-        }
-        return min(self._last.values(), default=now)
+        """Give the moment until which every living scraper has scraped: a 0 shown by then is known to all.
 
-    def note(self, connection: asyncio.BaseTransport | None, now: float) -> None:
+        A scraper lives until its connection closes, or until it has been silent for some intervals: its host may have
+        died without a word.
+        """
+        self._last = {connection: last for connection, last in self._last.items() if not connection.is_closing()}
+        silent = now - self._interval * _FORGOTTEN_AFTER_INTERVALS
+        return min((last for last in self._last.values() if last > silent), default=now)
+
+    def note(self, connection: asyncio.BaseTransport, now: float) -> None:
         """Note a scrape; one that comes late is counted, because it may miss the 0 of a birth."""
-        if connection is None:
-            return
         gap = now - self._last.get(connection, now)
         self._last[connection] = now
         if gap > self._longest_gap:
@@ -80,37 +85,52 @@ class Births:
         self._interval = interval_seconds
         self._clock = clock
         self._scrapers = Scrapers(interval_seconds, telemetry)
+        self._storing: asyncio.Task[None] | None = None
 
-    async def scrape(self, connection: asyncio.BaseTransport | None) -> None:
-        """Move series on before a scrape is rendered; if that cannot be stored, nothing new is shown."""
+    @contextlib.asynccontextmanager
+    async def scrape(self, connection: asyncio.BaseTransport | None) -> AsyncIterator[None]:
+        """Move series on, and let the page be rendered within.
+
+        What the page shows counts as shown if the scraper is still there when it is ready: one that gave up takes no
+        sample.
+        """
+        await self._move_on()
+        begun = self._clock.monotonic()
+        unborn = self._counters.unborn
+        zeros = [cell for cell, zero_since in unborn.items() if zero_since is None and cell.birth is Birth.ZERO]
+        yield
+        if connection is None or connection.is_closing():
+            return
+        for cell in zeros:
+            # Another scrape may have shown it meanwhile, and expiry may have taken it out.
+            if cell.birth is Birth.ZERO and unborn.get(cell, begun) is None:
+                unborn[cell] = begun
+        self._scrapers.note(connection, begun)
+
+    async def _move_on(self) -> None:
+        """Store what is due; a disk that is slow or fails holds back births, but not the page."""
         now = self._clock.monotonic()
         steps = self._due(now, self._scrapers.all_seen_until(now))
-        if steps:
-            try:
-                await self._committer.write(Write(births=steps))
-            except NotStoredError as error:
-                log.warning("new series are not shown, because that could not be stored", error=str(error))
-                return
-            now = self._clock.monotonic()
-            for cell, birth in steps:
-                self._advance(cell, birth, now)
-        self._scrapers.note(connection, now)
+        if not steps:
+            return
+        if self._storing is None or self._storing.done():
+            self._storing = asyncio.create_task(self._store(steps))
+        await asyncio.wait([self._storing], timeout=_LONGEST_WAIT_SECONDS)
 
     def _due(self, now: float, all_seen_until: float) -> list[tuple[Cell, Birth]]:
-        """Find the series to move on. One that a restart found shown as 0 begins its interval anew."""
+        """Find the series to move on, and forget those that are born."""
         steps: list[tuple[Cell, Birth]] = []
-        for cell, zero_since in self._counters.unborn.items():
-            if zero_since is None:
+        for cell, zero_since in list(self._counters.unborn.items()):
+            if cell.birth is Birth.FULL:
+                del self._counters.unborn[cell]
+            elif cell.birth is Birth.HIDDEN:
                 steps.append((cell, Birth.ZERO))
-            elif zero_since <= all_seen_until and now - zero_since >= self._interval:
+            elif zero_since is not None and zero_since <= all_seen_until and now - zero_since >= self._interval:
                 steps.append((cell, Birth.FULL))
         return steps
 
-    def _advance(self, cell: Cell, birth: Birth, now: float) -> None:
-        unborn = self._counters.unborn
-        if cell not in unborn or cell.birth is Birth.HIDDEN:  # Expired while the step was being stored.
-            return
-        if birth is Birth.FULL:
-            del unborn[cell]
-        elif unborn[cell] is None:
-            unborn[cell] = now
+    async def _store(self, steps: list[tuple[Cell, Birth]]) -> None:
+        try:
+            await self._committer.write(Write(births=steps))
+        except NotStoredError as error:
+            log.warning("new series are not shown, because that could not be stored", error=str(error))

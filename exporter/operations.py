@@ -1,7 +1,9 @@
 """The endpoints for operators: metrics, health, readiness and the landing page."""
 
 import asyncio
+import contextlib
 import hmac
+import re
 from collections.abc import Callable
 from html import escape
 from typing import Any, Final
@@ -18,6 +20,7 @@ from exporter.stats import bearer, reply_error
 
 _GZIP_LEVEL: Final = 1
 _GZIP_FROM_BYTES: Final = 1024
+_WEIGHT: Final = re.compile(r"q=([01](?:\.\d{0,3})?)")
 
 
 class MetricsHandler:
@@ -36,24 +39,45 @@ class MetricsHandler:
             response = reply_error(401, "unauthorized", "The bearer token is missing or wrong")
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
+        openmetrics = accepts_openmetrics(request.headers.get("Accept", ""))
         to_scraper = SCRAPE_HEADER in request.headers
-        if to_scraper:
-            await self._births.scrape(request.transport)
-        openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
-        page = await render(self._registry, self._counters, openmetrics=openmetrics, to_scraper=to_scraper)
-        headers = {"Content-Type": OPENMETRICS_TYPE if openmetrics else TEXT_TYPE, "Vary": "Accept, Accept-Encoding"}
-        if _accepts_gzip(request) and len(page) >= _GZIP_FROM_BYTES:
-            page = await asyncio.get_running_loop().run_in_executor(None, igzip.compress, page, _GZIP_LEVEL)
-            headers["Content-Encoding"] = "gzip"
+        async with self._births.scrape(request.transport) if to_scraper else contextlib.nullcontext():
+            page = await render(self._registry, self._counters, openmetrics=openmetrics, to_scraper=to_scraper)
+            headers = {
+                "Content-Type": OPENMETRICS_TYPE if openmetrics else TEXT_TYPE,
+                "Vary": "Accept, Accept-Encoding",
+            }
+            if len(page) >= _GZIP_FROM_BYTES and accepts_gzip(request.headers.get("Accept-Encoding", "")):
+                page = await asyncio.get_running_loop().run_in_executor(None, igzip.compress, page, _GZIP_LEVEL)
+                headers["Content-Encoding"] = "gzip"
         return web.Response(body=page, headers=headers)
 
 
-def _accepts_gzip(request: web.Request) -> bool:
-    for part in request.headers.get("Accept-Encoding", "").split(","):
-        coding, _, weight = part.partition(";")
-        if coding.strip().lower() == "gzip":
-            return weight.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
-    return False
+def accepts_openmetrics(accept: str) -> bool:
+    """Tell whether a reader wants OpenMetrics by its `Accept` header: it must name it, and like no text format more."""
+    weights = _weights(accept)
+    openmetrics = weights.get("application/openmetrics-text", 0.0)
+    text = weights.get("text/plain", weights.get("text/*", weights.get("*/*", 0.0)))
+    return openmetrics > 0 and openmetrics >= text
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Tell whether a reader takes gzip by its `Accept-Encoding` header."""
+    weights = _weights(accept_encoding)
+    return weights.get("gzip", weights.get("*", 0.0)) > 0
+
+
+def _weights(header: str) -> dict[str, float]:
+    """Read the weight of each name in an `Accept` or `Accept-Encoding` header (RFC 9110, section 12.4.2).
+
+    Of a name that stands there with several parameters, such as a version, the highest weight counts.
+    """
+    weights: dict[str, float] = {}
+    for part in header.split(","):
+        name, *parameters = (each.strip().lower() for each in part.split(";"))
+        weight = next((float(match[1]) for each in parameters if (match := _WEIGHT.fullmatch(each))), 1.0)
+        weights[name] = max(weight, weights.get(name, 0.0))
+    return weights
 
 
 class HealthHandler:

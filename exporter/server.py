@@ -19,7 +19,7 @@ from exporter.settings import Settings, split_address
 FORCED_EXIT_CODE: Final = 130
 _BACKLOG: Final = 1024
 _KEEPALIVE_SECONDS: Final = 75.0
-_SCRAPES_KEPT_ALIVE: Final = 1.5  # a scraper is known by its connection, which must outlive the interval
+_INTERVALS_KEPT_ALIVE: Final = 4.0  # a scraper is known by its connection, also one that is slower than it should be
 
 log = structlog.get_logger()
 
@@ -98,7 +98,7 @@ async def _serving(
                 access_log=None,
                 auto_decompress=False,
                 handle_signals=False,
-                keepalive_timeout=max(_KEEPALIVE_SECONDS, settings.scrape_interval * _SCRAPES_KEPT_ALIVE),
+                keepalive_timeout=max(_KEEPALIVE_SECONDS, settings.scrape_interval * _INTERVALS_KEPT_ALIVE),
                 shutdown_timeout=settings.shutdown_timeout,
             )
             await runner.setup()

@@ -24,7 +24,15 @@ EVENT_OUTCOMES: Final = (
     ("filtered", "legacy_download_fail"),
 )
 BODY_PROBLEMS: Final = ("invalid_json", "invalid_shape", "invalid_encoding", "too_large", "unauthorized")
-HANDLERS: Final = ("stats", "metrics", "healthz", "readyz", "index", "none")
+REPLIES: Final = {
+    "stats": (200, 400, 401, 413, 415, 500, 503),
+    "metrics": (200, 401, 500),
+    "healthz": (200, 503),
+    "readyz": (200, 503),
+    "index": (200,),
+    "none": (404, 405),
+}
+"""The statuses that each handler is known to answer with."""
 DELIVERY_FAILURES: Final = (
     "network",
     "timeout",
@@ -66,8 +74,10 @@ class Telemetry:
             buckets=_LATENCY_BUCKETS,
             registry=registry,
         )
-        for handler in HANDLERS:
+        for handler, codes in REPLIES.items():
             self.request_duration.labels(handler)
+            for code in codes:
+                self.requests.labels(handler, str(code))
         self.bodies_rejected = _labelled(
             Counter(
                 "capgo_exporter_bodies_rejected", "Bodies refused as a whole, by reason.", ["reason"], registry=registry
@@ -153,6 +163,8 @@ class Telemetry:
             ["status"],
             registry=registry,
         )
+        for status in ("204", "network", "timeout"):
+            self.delivery_requests.labels(status)
         self.delivery_retries = _labelled(
             Counter(
                 "capgo_exporter_delivery_retries", "Writes to be sent again, by reason.", ["reason"], registry=registry

@@ -42,16 +42,21 @@ def observe(telemetry: Telemetry, clock: Clock) -> Middleware:
     async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:
         started = clock.monotonic()
         name = _handler_name(request)
-        response: web.StreamResponse
+        status = 500  # What the framework answers if the handler fails.
         try:
             response = await handler(request)
+            status = response.status
         except web.HTTPException as error:
-            response = reply_error(error.status, error.reason.lower().replace(" ", "_"), error.reason)
+            status = error.status
+            refusal = reply_error(status, error.reason.lower().replace(" ", "_"), error.reason)
             if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-        telemetry.requests.labels(name, str(response.status)).inc()
-        telemetry.request_duration.labels(name).observe(clock.monotonic() - started)
-        return response
+                refusal.headers["Allow"] = error.headers["Allow"]
+            return refusal
+        else:
+            return response
+        finally:
+            telemetry.requests.labels(name, str(status)).inc()
+            telemetry.request_duration.labels(name).observe(clock.monotonic() - started)
 
     return middleware
 

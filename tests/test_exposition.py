@@ -319,9 +319,9 @@ async def test_page_is_valid_while_commits_run() -> None:
 
         async def send(sender: int) -> None:
             for post in range(posts):
-                versions = (f"{sender}.{post}.{number}" for number in range(versions_a_post))
+                new = (f"{sender}.{post}.{number}" for number in range(versions_a_post - 1))
                 event = {"app_id": "a", "platform": "ios", "action": "get", "device_id": "d"}
-                body = json.dumps([{**event, "version_name": version} for version in versions])
+                body = json.dumps([{**event, "version_name": version} for version in ("grows", *new)])
                 assert (await exporter.post(body)).status == 200
 
         async def scrape(*, scraper: bool) -> int:
