@@ -15,6 +15,7 @@ from exporter.commit import Committer
 from exporter.counters import Birth, Cell, Counters
 from exporter.dedupe import DedupeWindow
 from exporter.delivery import Delivery
+from exporter.drain import Drain
 from exporter.expiry import Expiry
 from exporter.influx import InfluxWriter
 from exporter.intake import Intake, Rules
@@ -48,12 +49,12 @@ class Exporter:
     Attributes:
         public: serves the stats path, and everything else if there is no second listener.
         private: serves everything else on the second listener, if there is one.
-        is_draining: set while stopping; `/readyz` tells.
+        drain: begins when the exporter stops; `/readyz` tells.
     """
 
     public: web.Application
     private: web.Application | None
-    is_draining: bool = False
+    drain: Drain
 
 
 class _State:
@@ -218,20 +219,20 @@ def _make_web(
     stats = StatsHandler(
         intake, state.telemetry, max_body_bytes=settings.max_body_bytes, token=_secret(settings.ingest_token)
     )
-    middleware = observe(state.telemetry, clock)
+    drain = Drain()
+    middleware = observe(state.telemetry, clock, drain)
     public = web.Application(client_max_size=settings.max_body_bytes, middlewares=[middleware])
     private = None if settings.metrics_listen is None else web.Application(middlewares=[middleware])
-    exporter = Exporter(public, private)
     health = HealthHandler(
         ended_tasks=tasks.ended,
         is_open=lambda: intake.is_open,
-        is_draining=lambda: exporter.is_draining,
+        is_draining=lambda: drain.begun,
         influx=lambda: "not configured" if delivery is None else delivery.failure or "ok",
         stats_path=settings.stats_path,
     )
     public.add_routes(stats_routes(settings.stats_path, stats, has_token=settings.ingest_token is not None))
     (private if private is not None else public).add_routes(operations_routes(metrics, health))
-    return exporter
+    return Exporter(public, private, drain)
 
 
 def _secret(value: SecretStr | None) -> str | None:

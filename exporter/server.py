@@ -19,6 +19,7 @@ from exporter.settings import Settings, split_address
 FORCED_EXIT_CODE: Final = 130
 _BACKLOG: Final = 1024
 _KEEPALIVE_SECONDS: Final = 75.0
+_LAST_REPLY_SECONDS: Final = 1.0
 _INTERVALS_KEPT_ALIVE: Final = 4.0  # a scraper is known by its connection, also one that is slower than it should be
 
 log = structlog.get_logger()
@@ -56,7 +57,7 @@ async def serve(settings: Settings) -> None:
                 version=__version__,
             )
             await stop.wait()
-            exporter.is_draining = True
+            exporter.drain.begun = True
             log.info("stopping; a second signal ends the process at once")
     log.info("stopped")
 
@@ -90,6 +91,7 @@ async def _serving(
 ) -> AsyncIterator[None]:
     """Serve both applications; on the way out the listeners close first, and requests under way are waited for."""
     async with contextlib.AsyncExitStack() as stack:
+        sites: list[web.SockSite] = []
         for app, listener in ((exporter.public, public), (exporter.private, private)):
             if app is None or listener is None:
                 continue
@@ -99,12 +101,16 @@ async def _serving(
                 auto_decompress=False,
                 handle_signals=False,
                 keepalive_timeout=max(_KEEPALIVE_SECONDS, settings.scrape_interval * _INTERVALS_KEPT_ALIVE),
-                shutdown_timeout=settings.shutdown_timeout,
+                shutdown_timeout=_LAST_REPLY_SECONDS,
             )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+            sites.append(web.SockSite(runner, listener, backlog=_BACKLOG))
+            await sites[-1].start()
         yield
+        for site in sites:
+            await site.stop()
+        await exporter.drain.wait(settings.shutdown_timeout)
 
 
 def _handle_signals(stop: asyncio.Event) -> None:

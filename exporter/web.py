@@ -6,6 +6,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from exporter.clock import Clock
+from exporter.drain import Drain
 from exporter.operations import HealthHandler, MetricsHandler
 from exporter.stats import StatsHandler, reply_error
 from exporter.telemetry import Telemetry
@@ -35,17 +36,20 @@ def operations_routes(metrics: MetricsHandler, health: HealthHandler) -> list[we
     ]
 
 
-def observe(telemetry: Telemetry, clock: Clock) -> Middleware:
+def observe(telemetry: Telemetry, clock: Clock, drain: Drain) -> Middleware:
     """Make the middleware that counts and times requests, and gives errors of the framework as JSON."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        drain.enter()
         started = clock.monotonic()
         name = _handler_name(request)
         status = 500  # What the framework answers if the handler fails.
         try:
             response = await handler(request)
             status = response.status
+            if drain.begun:
+                response.force_close()
         except web.HTTPException as error:
             status = error.status
             refusal = reply_error(status, error.reason.lower().replace(" ", "_"), error.reason)
@@ -55,6 +59,7 @@ def observe(telemetry: Telemetry, clock: Clock) -> Middleware:
         else:
             return response
         finally:
+            drain.leave()
             telemetry.requests.labels(name, str(status)).inc()
             telemetry.request_duration.labels(name).observe(clock.monotonic() - started)
 

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.inprocess import Running, running
 from tests.support.ports import wait_for
 
 APP = "com.example.commit"
+MANY = 1 << 30
 KEY = CounterKey(APP, "ios", "get", "1.0.0", "prod")
 
 
@@ -80,49 +82,62 @@ async def entered(gate: Gate) -> None:
     await wait_for(is_there, 10, "no commit came to the gate")
 
 
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
+    """The groups that requests wait for, one entry a request, in the order of staging."""
+    groups: list[Group] = []
+    wait = Committer.wait
+
+    def noted(committer: Committer, group: Group) -> asyncio.Future[NotStoredError | None]:
+        groups.append(group)
+        return wait(committer, group)
+
+    monkeypatch.setattr(Committer, "wait", noted)
+    return groups
+
+
+async def staged(waiting: list[Group], requests: int) -> None:
+    """Wait until so many requests are staged."""
+    await wait_for(lambda: len(waiting) == requests, 10, f"{requests} staged requests")
+
+
 async def test_nothing_is_shown_or_answered_before_the_commit(gate: Gate) -> None:
     """While the commit runs neither class of reader sees the event, and the reply does not leave."""
     async with running() as server:
         reply = asyncio.create_task(server.post(event(1)))
         await entered(gate)
         assert {} == await server.counters(zeros=True)
+        assert {} == await server.counters(scraper=True, zeros=True)
+        shown = ("capgo_exporter_dedupe_events", "capgo_exporter_journal_points", "capgo_exporter_journal_bytes")
+        assert [0, 0, 0] == [await server.sample(name) for name in shown]
+        assert 0 == await server.sample("capgo_exporter_events_total", outcome="accepted", reason="")
+        assert [] == server.lines()
         assert not reply.done()
         gate.open.set()
         assert 200 == (await reply).status
         assert {KEY: 1} == await server.counters()
 
 
-async def test_what_arrives_during_a_commit_is_one_group(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_arrives_during_a_commit_is_one_group(gate: Gate, waiting: list[Group]) -> None:
     """Forty requests that come while a commit runs are stored by one more transaction, without any timer."""
-    waiting: list[object] = []
-    wait = Committer.wait
-
-    def counted_wait(committer: Committer, group: Group) -> asyncio.Future[NotStoredError | None]:
-        waiting.append(group)
-        return wait(committer, group)
-
-    monkeypatch.setattr(Committer, "wait", counted_wait)
     async with running() as server:
         first = asyncio.create_task(server.post(event(0)))
         await entered(gate)
         others = [asyncio.create_task(server.post([event(number)])) for number in range(1, 41)]
-
-        async def all_staged() -> bool:
-            return len(waiting) == 1 + len(others)
-
-        await wait_for(all_staged, 10, "not all requests are staged")
+        await staged(waiting, 1 + len(others))
         gate.open.set()
         assert {200} == {reply.status for reply in await asyncio.gather(first, *others)}
         assert {KEY: 41} == await server.counters()
         assert 2 == gate.commits
 
 
-async def test_a_duplicate_of_a_pending_event_waits_for_its_outcome(gate: Gate) -> None:
+async def test_a_duplicate_of_a_pending_event_waits_for_its_outcome(gate: Gate, waiting: list[Group]) -> None:
     """It is answered only when the first one is on disk, and is counted once."""
     async with running() as server:
         first = asyncio.create_task(server.post(event(1)))
         await entered(gate)
         second = asyncio.create_task(server.post(event(1)))
+        await staged(waiting, 2)
         probe = await server.request("GET", "/stats")
         assert (200, False, False) == (probe.status, first.done(), second.done())
         gate.open.set()
@@ -226,11 +241,75 @@ async def test_a_failing_commit_is_decided_by_what_the_disk_holds(
         assert 6 == len(server.lines())
 
 
+async def test_a_duplicate_of_a_pending_event_shares_its_failure(
+    gate: Gate, waiting: list[Group], faults: Faults
+) -> None:
+    """A duplicate of what is not stored is refused too, in either group, so that no device drops what is lost."""
+    async with running() as server:
+        posts = []
+        for requests, number in enumerate((1, 1, 2, 2), 1):
+            posts.append(asyncio.create_task(server.post([event(number)])))
+            await staged(waiting, requests)
+        assert [waiting[0], waiting[0], waiting[2], waiting[2]] == waiting
+        faults.commits_to_fail = 1
+        gate.open.set()
+        replies = await asyncio.gather(*posts)
+        assert [503] * 4 == [reply.status for reply in replies]
+        assert all(int(reply.headers["Retry-After"]) > 0 for reply in replies)
+        assert 0 == await server.sample("capgo_exporter_events_total", outcome="duplicate", reason="")
+        await until_writable(server)
+        assert [200, 200] == [(await server.post([event(number)])).status for number in (1, 2)]
+        assert {KEY: 2} == await server.counters()
+        assert 2 == len(server.lines())
+
+
+async def memory(server: Running) -> tuple[dict[CounterKey, int], int, float, float]:
+    """Give the counters, the points on disk and as counted, and the remembered ids."""
+    return (
+        await server.counters(),
+        len(server.lines()),
+        await server.sample("capgo_exporter_journal_points"),
+        await server.sample("capgo_exporter_dedupe_events"),
+    )
+
+
+@pytest.mark.parametrize("does_it", [False, True], ids=["not on disk", "on disk"])
+async def test_after_a_recovery_memory_is_what_the_disk_holds(faults: Faults, tmp_path: Path, *, does_it: bool) -> None:
+    """Counters, ids and points agree with the file before anything is sent again, and a restart changes nothing."""
+    async with running({"data_dir": tmp_path}) as server:
+        assert 200 == (await server.post(event(0))).status
+        faults.does_it, faults.opens_to_fail, faults.commits_to_fail = does_it, 3, 1
+        assert 503 == (await server.post([event(1), event(2)])).status
+        await until_writable(server)
+        stored = 3 if does_it else 1
+        assert ({KEY: stored}, stored, stored, stored) == await memory(server)
+    async with running({"data_dir": tmp_path}) as server:
+        assert ({KEY: stored}, stored, stored, stored) == await memory(server)
+        assert 200 == (await server.post([event(number) for number in range(3)])).status
+        assert ({KEY: 3}, 3, 3, 3) == await memory(server)
+
+
+@pytest.mark.parametrize("does_it", [False, True], ids=["not on disk", "on disk"])
+async def test_a_broken_journal_does_not_keep_the_exporter_from_ending(
+    faults: Faults, tmp_path: Path, *, does_it: bool
+) -> None:
+    """It ends with the outcome unknown; the next start reads it from the disk."""
+    async with running({"data_dir": tmp_path}) as server:
+        faults.does_it, faults.opens_to_fail, faults.commits_to_fail = does_it, MANY, 1
+        assert 503 == (await server.post([event(1), event(2)])).status
+    faults.opens_to_fail = 0
+    async with running({"data_dir": tmp_path}) as server:
+        stored = 2 if does_it else 0
+        assert ({KEY: stored} if stored else {}, stored, stored, stored) == await memory(server)
+        assert 200 == (await server.post([event(1), event(2)])).status
+        assert ({KEY: 2}, 2, 2, 2) == await memory(server)
+
+
 async def test_while_the_journal_cannot_be_written_nothing_staged_is_shown(faults: Faults) -> None:
     """Events are refused with 503, `/readyz` and a metric say why, and counters stay as they are on disk."""
     async with running() as server:
         assert 200 == (await server.post(event(0))).status
-        faults.opens_to_fail, faults.commits_to_fail = 10**6, 1
+        faults.opens_to_fail, faults.commits_to_fail = MANY, 1
         first = await server.post(event(1))
         second = await server.post(event(2))
         assert [503, 503] == [first.status, second.status]

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def reopened(data_dir: Path) -> Restored:
     """Open the journal of a directory, and return what it holds."""
     with closing((found := open_journal(data_dir)).connection):
         return found.restored
+
+
+def set_aside_files(data_dir: Path) -> list[Path]:
+    """Find what was set aside."""
+    return list(data_dir.glob(f"{FILE_NAME}.set-aside-*"))
 
 
 def lines(count: int, text: str = "x") -> list[str]:
@@ -114,20 +120,26 @@ def damage_by_cutting(path: Path) -> None:
         file.truncate(path.stat().st_size // 2 + 100)
 
 
-def damage_series(path: Path) -> None:
-    """Write garbage over the page of the series table."""
+def damage_by_cutting_the_header(path: Path) -> None:
+    """Cut the file within its header."""
+    with path.open("r+b") as file:
+        file.truncate(60)
+
+
+def damage_table(path: Path, table: str) -> None:
+    """Write garbage over the first page of a table."""
     with closing(sqlite3.connect(path)) as connection:
-        page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'series'").fetchone()[0]
+        page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0]
         size = connection.execute("PRAGMA page_size").fetchone()[0]
     with path.open("r+b") as file:
         file.seek((page - 1) * size)
         file.write(b"\xff" * size)
 
 
-def damage_by_emptying_tables(path: Path) -> None:
-    """Take a table away."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE event_ids")
+def damage_by_sql(path: Path, statement: str) -> None:
+    """Change what is stored as nobody should, or as a flipped bit does that SQLite does not notice."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(statement)
 
 
 def make_foreign(path: Path) -> None:
@@ -144,16 +156,35 @@ def make_text(path: Path) -> None:
     path.write_text("Dear diary, " * 100)
 
 
+DAMAGING = (
+    "DROP TABLE event_ids",
+    "DELETE FROM state",
+    "UPDATE state SET points = 'some'",
+    "UPDATE event_ids SET ids = substr(ids, 1, 13)",
+    "UPDATE event_ids SET now_ms = 'now'",
+    "UPDATE series SET value = 'many'",
+    "UPDATE series SET version = x'ff'",
+    "UPDATE series SET birth = 9",
+)
+
+
+def name_of_damage(value: object) -> str | None:
+    """Name a test by its damage; functions and reasons name themselves."""
+    return " ".join(value.keywords.values()) if isinstance(value, partial) else None
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (damage_header, "damaged"),
         (damage_by_cutting, "damaged"),
-        (damage_series, "damaged"),
-        (damage_by_emptying_tables, "damaged"),
+        (damage_by_cutting_the_header, "damaged"),
+        *((partial(damage_table, table=table), "damaged") for table in ("series", "state", "event_ids")),
+        *((partial(damage_by_sql, statement=statement), "damaged") for statement in DAMAGING),
         (make_foreign, "another program"),
         (make_text, "damaged"),
     ],
+    ids=name_of_damage,
 )
 async def test_a_file_that_cannot_be_used_is_set_aside(tmp_path: Path, damage: Any, reason: str) -> None:
     """It is renamed, byte for byte as it was, with a clear reason, and the exporter starts and counts."""
@@ -168,11 +199,39 @@ async def test_a_file_that_cannot_be_used_is_set_aside(tmp_path: Path, damage: A
         assert found.set_aside is not None
         assert reason in found.set_aside[1]
     async with running({"data_dir": data_dir}) as server:
-        (kept,) = data_dir.glob(f"{FILE_NAME}.set-aside-*")
+        (kept,) = set_aside_files(data_dir)
         assert content == kept.read_bytes()
         assert 1 == await server.sample("capgo_exporter_journal_set_aside")
         assert 200 == (await server.post(event(1))).status
         assert [1] == list((await server.counters()).values())
+        # What a crash would leave now: nothing of the old file may have taken the new one's write-ahead log away.
+        shutil.copytree(data_dir, tmp_path / "crashed")
+    assert 1 == reopened(tmp_path / "crashed").totals.points
+    async with running({"data_dir": data_dir}) as server:
+        assert [1] == list((await server.counters()).values())
+        assert 0 == await server.sample("capgo_exporter_journal_set_aside")
+
+
+def test_a_foreign_file_keeps_what_was_not_merged(tmp_path: Path) -> None:
+    """What a crashed program left in its write-ahead log is still there in the file that was set aside."""
+    with closing(sqlite3.connect(tmp_path / "theirs", isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE contacts (name TEXT)")
+        connection.execute("INSERT INTO contacts VALUES ('Ada')")
+        for ending in ("", "-wal"):
+            (tmp_path / (FILE_NAME + ending)).write_bytes((tmp_path / f"theirs{ending}").read_bytes())
+    with closing((found := open_journal(tmp_path)).connection):
+        assert found.set_aside is not None
+    with closing(sqlite3.connect(found.set_aside[0])) as connection:
+        assert [("Ada",)] == connection.execute("SELECT name FROM contacts").fetchall()
+
+
+def test_a_journal_that_cannot_be_opened_is_not_set_aside(tmp_path: Path) -> None:
+    """Trouble that moving the file would not mend ends the start, with the path in the message."""
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(UnusableError, match=f"{FILE_NAME}: cannot be used: unable to open database file"):
+        open_journal(tmp_path)
+    assert [] == set_aside_files(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["empty", "without tables"])
@@ -186,10 +245,10 @@ async def test_a_file_that_was_never_filled_is_filled(tmp_path: Path, form: str)
     async with running({"data_dir": tmp_path}) as server:
         assert 200 == (await server.post(event(1))).status
         assert 0 == await server.sample("capgo_exporter_journal_set_aside")
-    assert [] == list(tmp_path.glob("*.set-aside-*"))
+    assert [] == set_aside_files(tmp_path)
 
 
-async def test_the_journal_of_a_newer_exporter_is_left_alone(tmp_path: Path, exporter_process: StartExporter) -> None:
+async def test_the_journal_of_a_newer_exporter_is_left_alone(exporter_process: StartExporter) -> None:
     """It is neither read nor set aside: the start ends with one line that says what to do, and exit code 4."""
     exporter = await exporter_process()
     await exporter.terminate()
@@ -205,12 +264,12 @@ async def test_the_journal_of_a_newer_exporter_is_left_alone(tmp_path: Path, exp
     with pytest.raises(UnusableError, match="newer exporter"):
         open_journal(exporter.data_dir)
     assert APPLICATION_ID == int.from_bytes(content[68:72])
-    assert [] == list(tmp_path.rglob("*.set-aside-*"))
+    assert [] == set_aside_files(exporter.data_dir)
 
 
 def test_a_directory_has_one_exporter(tmp_path: Path) -> None:
     """A second lock is refused with the way out, until the first one is let go of."""
-    with DirectoryLock(tmp_path), pytest.raises(LockedError, match="in use by another exporter.*EXPORTER_DATA_DIR"):
+    with DirectoryLock(tmp_path), pytest.raises(LockedError, match=r"in use by another exporter.*EXPORTER_DATA_DIR"):
         DirectoryLock(tmp_path)
     with DirectoryLock(tmp_path):
         pass

@@ -53,7 +53,7 @@ async def test_unhealthy_when_a_task_has_ended(monkeypatch: pytest.MonkeyPatch) 
 async def test_not_ready_while_draining() -> None:
     """While stopping `/readyz` is 503, so that a load balancer sends no more; the process is healthy."""
     async with running() as exporter:
-        exporter.exporter.is_draining = True
+        exporter.exporter.drain.begun = True
         assert (503, {**READY, "status": "draining"}) == await get(exporter, "/readyz")
         assert (200, {"status": "ok", "ended_tasks": []}) == await get(exporter, "/healthz")
 

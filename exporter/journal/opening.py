@@ -3,11 +3,12 @@
 import sqlite3
 from array import array
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from exporter.counters import Birth
 from exporter.journal.records import Restored, SeriesRow
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, create
 from exporter.journal.store import read_totals
@@ -15,6 +16,8 @@ from exporter.journal.store import read_totals
 FILE_NAME: Final = "journal.sqlite3"
 _COMPANIONS: Final = ("-wal", "-shm")
 _PRIMARY_CODE: Final = 0xFF
+_SERIES_TYPES: Final = (int, str, str, str, str, str, int, int, int)
+_BIRTHS: Final = frozenset(Birth)
 _DAMAGE: Final = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
 )
@@ -110,13 +113,27 @@ def _judge(error: Exception) -> Exception:
 
 
 def _load(connection: sqlite3.Connection) -> Restored:
-    series = [SeriesRow(*row) for row in connection.execute("SELECT * FROM series ORDER BY series_id")]
+    # All rows at once: a query that an error leaves half read keeps the file open behind `close`, while it is set aside.
+    series = [_series_row(row) for row in connection.execute("SELECT * FROM series ORDER BY series_id").fetchall()]
     event_ids = []
-    for now_ms, blob in connection.execute("SELECT now_ms, ids FROM event_ids ORDER BY number"):
+    for now_ms, blob in connection.execute("SELECT now_ms, ids FROM event_ids ORDER BY number").fetchall():
         ids = array("Q")
         ids.frombytes(blob)
         event_ids.append((int(now_ms), ids.tolist()))
-    return Restored(read_totals(connection), series, event_ids)
+    totals = read_totals(connection)
+    if not all(type(value) is int for value in astuple(totals)[:-1]):  # the last one may be None
+        msg = "a total is not a number"
+        raise ValueError(msg)
+    return Restored(totals, series, event_ids)
+
+
+def _series_row(row: tuple[object, ...]) -> SeriesRow:
+    """Check the types of a row: SQLite reads a flipped bit in a page as a value of another type, without an error."""
+    series = SeriesRow._make(row)
+    if tuple(map(type, series)) != _SERIES_TYPES or series.birth not in _BIRTHS:
+        msg = f"series {series.series_id!r} holds values of wrong types"
+        raise ValueError(msg)
+    return series
 
 
 def _set_aside(path: Path) -> Path:
