@@ -31,7 +31,7 @@ def _names(value: object) -> object:
     if not isinstance(value, str):
         return value
     names = [name for part in value.split(",") if (name := part.strip())]
-    if not names:
+    if value and not names:
         msg = f"{value!r} holds no name; unset it, or give names"
         raise ValueError(msg)
     return names

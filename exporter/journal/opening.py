@@ -113,7 +113,7 @@ def _judge(error: Exception) -> Exception:
 
 
 def _load(connection: sqlite3.Connection) -> Restored:
-    # All rows at once: a query that an error leaves half read keeps the file open behind `close`, while it is set aside.
+    # All rows at once: a query that an error leaves half read keeps the file open behind `close`, while it is moved.
     series = [_series_row(row) for row in connection.execute("SELECT * FROM series ORDER BY series_id").fetchall()]
     event_ids = []
     for now_ms, blob in connection.execute("SELECT now_ms, ids FROM event_ids ORDER BY number").fetchall():
