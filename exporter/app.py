@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from exporter.births import Births
 from exporter.clock import Clock
 from exporter.commit import Committer
-from exporter.counters import Birth, Cell, Counters
+from exporter.counters import Cell, Counters
 from exporter.dedupe import DedupeWindow
 from exporter.delivery import Delivery
 from exporter.drain import Drain
@@ -22,7 +22,7 @@ from exporter.intake import Intake, Rules
 from exporter.journal.lock import DirectoryLock
 from exporter.journal.opening import open_journal
 from exporter.journal.reader import JournalReader
-from exporter.journal.records import Restored
+from exporter.journal.records import Birth, Restored
 from exporter.journal.store import Journal
 from exporter.labels import LabelPolicy, Labels
 from exporter.operations import HealthHandler, MetricsHandler
@@ -30,9 +30,10 @@ from exporter.overflow import OverflowLog
 from exporter.points import PointEncoder
 from exporter.privacy import IdPolicy, load_hash_key
 from exporter.settings import Settings
+from exporter.state_metrics import StateCollector
 from exporter.stats import StatsHandler
 from exporter.tasks import Tasks
-from exporter.telemetry import StateCollector, Telemetry
+from exporter.telemetry import Telemetry
 from exporter.web import observe, operations_routes, stats_routes
 
 _COMMITTER: Final = "committer"

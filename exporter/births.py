@@ -17,8 +17,10 @@ from typing import Final
 import structlog
 
 from exporter.clock import Clock
-from exporter.commit import Committer, NotStoredError, Write
-from exporter.counters import Birth, Cell, Counters
+from exporter.commit import Committer
+from exporter.counters import Cell, Counters
+from exporter.group import NotStoredError, Write
+from exporter.journal.records import Birth
 from exporter.telemetry import Telemetry
 
 SCRAPE_HEADER: Final = "X-Prometheus-Scrape-Timeout-Seconds"

@@ -1,23 +1,15 @@
 """The cells of `capgo_stats_events_total`: one per series, holding the committed value and what is cached for speed."""
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from enum import IntEnum
 from typing import Final
 
 from exporter.actions import KEY_ACTIONS
+from exporter.journal.records import Birth
 from exporter.labels import OTHER, Labels
 from exporter.lineprotocol import series_prefix
 
 METRIC_NAME: Final = "capgo_stats_events"
 METRIC_HELP: Final = "Distinct events accepted from devices."
-
-
-class Birth(IntEnum):
-    """How much of a series Prometheus may see; each step is committed before it is shown."""
-
-    HIDDEN = 0
-    ZERO = 1
-    FULL = 2
 
 
 class Cell:

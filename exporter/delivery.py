@@ -15,11 +15,12 @@ from typing import Final, TypeVar
 
 import structlog
 
-from exporter.commit import Committer, NotStoredError, Write
+from exporter.commit import Committer
+from exporter.group import NotStoredError, Write
 from exporter.influx import Answer, Verdict
+from exporter.journal.codec import decompress
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import PointsRow
-from exporter.journal.store import decompress
 from exporter.pace import Backoff, Pace
 from exporter.refusals import Report
 from exporter.sender import GaveUpError, Sender, Writer, pause

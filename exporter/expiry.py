@@ -8,8 +8,9 @@ import structlog
 
 from exporter.actions import BY_NAME, KEY_ACTIONS
 from exporter.clock import Clock
-from exporter.commit import Committer, NotStoredError, Write
+from exporter.commit import Committer
 from exporter.counters import Cell, Counters
+from exporter.group import NotStoredError, Write
 from exporter.labels import LabelPolicy
 
 SWEEP_SECONDS: Final = 60.0

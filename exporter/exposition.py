@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from exporter.counters import METRIC_HELP, METRIC_NAME, Birth, Cell, Counters
+from exporter.counters import METRIC_HELP, METRIC_NAME, Cell, Counters
+from exporter.journal.records import Birth
 from exporter.labels import Labels
 
 OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"

@@ -6,10 +6,11 @@ from typing import Final, Literal
 
 from exporter.actions import BY_NAME
 from exporter.clock import Clock
-from exporter.commit import Committer, Group, NotStoredError
+from exporter.commit import Committer
 from exporter.counters import Cell, Counters
 from exporter.dedupe import DedupeWindow
 from exporter.events import UNKNOWN, Batch, Event, Rejection
+from exporter.group import Group, NotStoredError
 from exporter.identity import identity
 from exporter.labels import LabelPolicy, Labels, Placement
 from exporter.legacy import is_legacy_download_fail
@@ -166,10 +167,12 @@ class Intake:
             if placed is None or isinstance(placed, Rejection):
                 return placed
             cell, raw = placed
+        # The line comes first: if it could not be made, nothing of the event is staged.
+        line = self._points.encode(event, cell.prefix, raw, event_id, is_plain=is_plain)
         group.deltas[cell] = group.deltas.get(cell, 0) + 1
         if event_id is not None:
             group.event_ids[event_id] = None
-        group.lines.append(self._points.encode(event, cell.prefix, raw, event_id, is_plain=is_plain))
+        group.lines.append(line)
         group.events += 1
         return None
 

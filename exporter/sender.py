@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from typing import Final, Protocol
 
 from exporter.influx import Answer, Verdict
-from exporter.journal.store import compress
+from exporter.journal.codec import compress
 from exporter.pace import Backoff, Pace
 from exporter.refusals import Report, sort_out
 

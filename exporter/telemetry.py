@@ -2,15 +2,12 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client import disable_created_metrics as leave_out_created_series
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from exporter import __version__
-from exporter.journal.records import Totals
 
 EVENT_OUTCOMES: Final = (
     ("accepted", ""),
@@ -210,50 +207,3 @@ class Telemetry:
 
 def _labelled(metric: _Metric, values: tuple[str, ...]) -> dict[str, _Metric]:
     return {value: metric.labels(value) for value in values}
-
-
-class StateCollector:
-    """Metrics that are read from the state itself at each scrape."""
-
-    def __init__(
-        self,
-        totals: Callable[[], Totals],
-        series: Callable[[], int],
-        expired_events: Callable[[], int],
-        dedupe: Callable[[], tuple[int, float]],
-    ) -> None:
-        """Remember where to look.
-
-        Args:
-            totals: the journal's totals.
-            series: the number of series.
-            expired_events: events whose series are gone.
-            dedupe: the number of remembered events, and the age in seconds of the time since which all are remembered.
-        """
-        self._totals = totals
-        self._series = series
-        self._expired_events = expired_events
-        self._dedupe = dedupe
-
-    def collect(self) -> Iterator[Metric]:
-        """Give the metrics' present values."""
-        totals = self._totals()
-        remembered, window_seconds = self._dedupe()
-        yield CounterMetricFamily(
-            "capgo_exporter_expired_events", "Events of series that were removed.", value=self._expired_events()
-        )
-        for name, help_text, value in (
-            ("series", "Series of capgo_stats_events_total.", self._series()),
-            ("dedupe_events", "Events remembered to recognise re-sent ones.", remembered),
-            ("dedupe_window_seconds", "Age of the oldest time since which every event is remembered.", window_seconds),
-            ("journal_points", "Points that wait in the journal for InfluxDB.", totals.points),
-            ("journal_bytes", "Compressed size of the points that wait in the journal.", totals.bytes),
-            ("dead_letter_points", "Points that InfluxDB refused and that are kept.", totals.dead_letter_points),
-            ("dead_letter_bytes", "Compressed size of the dead letters.", totals.dead_letter_bytes),
-            (
-                "journal_oldest_point_timestamp_seconds",
-                "When the oldest waiting point was stored; 0 if none waits.",
-                (totals.oldest_point_ms or 0) / 1000,
-            ),
-        ):
-            yield GaugeMetricFamily(f"capgo_exporter_{name}", help_text, value=value)

@@ -12,7 +12,8 @@ import pytest
 import exporter.commit
 import exporter.journal.schema
 import exporter.journal.store
-from exporter.commit import Committer, Group, NotStoredError
+from exporter.commit import Committer
+from exporter.group import Group, NotStoredError
 from exporter.journal.records import Committed, Transaction
 from exporter.journal.store import Journal
 from tests.support.exporter import CounterKey, Reply

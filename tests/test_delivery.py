@@ -20,10 +20,11 @@ import exporter.delivery
 import exporter.journal.reader
 import exporter.pace
 import exporter.sender
+from exporter.journal.codec import decompress
 from exporter.journal.opening import FILE_NAME
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import Committed, Transaction
-from exporter.journal.store import CommitFailedError, Journal, decompress
+from exporter.journal.store import CommitFailedError, Journal
 from exporter.pace import MAX_POINTS, Backoff, Pace
 from tests.conftest import StartExporter, V2InfluxDB
 from tests.support import recordings

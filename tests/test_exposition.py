@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from exporter.counters import Birth, Cell, Counters
+from exporter.counters import Cell, Counters
 from exporter.exposition import (
     OPENMETRICS_TYPE,
     TEXT_TYPE,
@@ -26,6 +26,7 @@ from exporter.exposition import (
     registry_of_everything,
     render,
 )
+from exporter.journal.records import Birth
 from exporter.labels import Labels
 from exporter.operations import accepts_gzip, accepts_openmetrics
 from exporter.telemetry import Telemetry

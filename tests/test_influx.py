@@ -7,7 +7,7 @@ from email.utils import format_datetime
 import pytest
 
 from exporter.influx import Answer, InfluxWriter, Verdict, judge
-from exporter.journal.store import compress
+from exporter.journal.codec import compress
 from tests.support import recordings
 from tests.support.fakeinflux import DROP, NEVER, ScriptedInflux, answer
 from tests.support.lineprotocol import read_records

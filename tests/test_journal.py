@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from exporter.journal import store
+from exporter.journal.codec import compress, decompress
 from exporter.journal.lock import DirectoryLock, LockedError
 from exporter.journal.opening import FILE_NAME, UnusableError, open_journal
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import BirthRow, DeadLetter, Restored, SeriesRow, Totals, Transaction, ValueRow
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION
-from exporter.journal.store import Journal, compress, decompress
+from exporter.journal.store import Journal
 from tests.conftest import StartExporter
 from tests.support.fakeinflux import ScriptedInflux, answer
 from tests.support.inprocess import running

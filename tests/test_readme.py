@@ -65,7 +65,7 @@ def test_architecture_names_every_module() -> None:
     }
     named = set()
     for row in table_rows(ROOT / "docs" / "architecture.md", "Modules"):
-        names = re.findall(r"`([a-z/]+)`", row[0])
+        names = re.findall(r"`([a-z_/]+)`", row[0])
         folder = names[0].rpartition("/")[0]
         named |= {name if "/" in name or not folder else f"{folder}/{name}" for name in names}
     assert modules == named

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from exporter.counters import Birth
-from exporter.journal.records import Restored, SeriesRow
+from exporter.journal.records import Birth, Restored, SeriesRow
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, create
 from exporter.journal.store import read_totals
 

@@ -1,11 +1,20 @@
 """What goes into the journal and what comes out of it: plain data that knows neither SQLite nor the event loop."""
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 
+class Birth(IntEnum):
+    """How much of a series Prometheus may see; each step is committed before it is shown."""
+
+    HIDDEN = 0
+    ZERO = 1
+    FULL = 2
+
+
 class SeriesRow(NamedTuple):
-    """A series as it is stored; `birth` is a value of `counters.Birth`, `last_ms` milliseconds since 1970."""
+    """A series as it is stored; `birth` is a value of `Birth`, `last_ms` milliseconds since 1970."""
 
     series_id: int
     app_id: str

@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from isal import igzip, isal_zlib
-
+from exporter.journal.codec import compress
 from exporter.journal.records import Committed, Totals, Transaction
 from exporter.journal.schema import connect
 
 MAX_DEAD_LETTER_BYTES: Final = 64 << 20
-_COMPRESSION_LEVEL: Final = 1
 _ROW_OVERHEAD_BYTES: Final = 32
 _ID_ROWS_SLACK: Final = 65_536
 _OLDEST_POINTS: Final = "SELECT number, bytes FROM points ORDER BY number LIMIT 64"
@@ -165,24 +163,6 @@ class Journal:
         cursor.close()
         if last is not None:
             connection.execute("DELETE FROM event_ids WHERE number <= ?", (last,))
-
-
-def compress(lines: list[str]) -> bytes:
-    """Join lines and compress them into one gzip member."""
-    return bytes(igzip.compress("\n".join(lines).encode(), _COMPRESSION_LEVEL))
-
-
-def decompress(blob: bytes) -> list[str]:
-    """Give the lines of one gzip member.
-
-    Raises:
-        ValueError: if the bytes are damaged.
-    """
-    try:
-        return bytes(igzip.decompress(blob)).decode().split("\n")
-    except (OSError, EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub says `Any`
-        msg = f"damaged points: {error}"
-        raise ValueError(msg) from error
 
 
 def read_totals(connection: sqlite3.Connection) -> Totals:

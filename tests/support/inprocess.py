@@ -13,9 +13,9 @@ from aiohttp import web
 
 from exporter.app import Exporter, create_exporter
 from exporter.clock import Clock
+from exporter.journal.codec import decompress
 from exporter.journal.opening import FILE_NAME
 from exporter.journal.reader import JournalReader
-from exporter.journal.store import decompress
 from exporter.settings import Settings
 from tests.support.exporter import SCRAPE_HEADERS, CounterKey, Reply, parse_counters, parse_samples
 from tests.support.influxdb import Point
