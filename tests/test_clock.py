@@ -3,7 +3,7 @@
 import pytest
 
 from exporter.clock import MAX_AHEAD_MS, ArrivalTimes, Clock, clock_error
-from tests.support.inprocess import running
+from tests.support.inprocess import ManualClock, running
 
 NOW_MS = 1_795_140_000_000
 DAY_MS = 86_400_000
@@ -31,15 +31,43 @@ def test_which_device_times_are_believed(timestamp_ms: int, expected: str | None
 @pytest.mark.parametrize(("offset_ms", "direction"), [(-WEEK_MS - DAY_MS, "past"), (DAY_MS, "future")])
 async def test_a_wrong_device_clock_gives_the_arrival_time(offset_ms: int, direction: str) -> None:
     """The point gets the arrival time and what the device said, the counter counts now, and a repeat is a duplicate."""
-    clock = Clock(wall_ns=lambda: NOW_MS * 10**6)
-    async with running(clock=clock) as server:
+    time = ManualClock(NOW_MS * 10**6)
+    async with running(clock=time.clock) as server:
         event = {"app_id": "a", "action": "set", "timestamp": NOW_MS + offset_ms}
         for _ in range(2):
             assert 200 == (await server.post([event])).status
+            time.advance(1)
         (point,) = server.points()
         assert (NOW_MS * 10**6, NOW_MS + offset_ms) == (point.time_ns, point.fields["device_time_ms"])
         assert [1] == list((await server.counters()).values())
-        assert 1 == await server.sample("capgo_exporter_clock_corrected_total", direction=direction)
+        corrected = {
+            each: await server.sample("capgo_exporter_clock_corrected_total", direction=each)
+            for each in ("past", "future")
+        }
+        assert {"past": 0, "future": 0, direction: 1} == corrected
+
+
+@pytest.mark.parametrize("bound_ms", [-WEEK_MS, MAX_AHEAD_MS])
+async def test_the_bounds_are_believed(bound_ms: int) -> None:
+    """A device time exactly at a bound is the point's time, and one a millisecond beyond it is not."""
+    beyond_ms = bound_ms + (1 if bound_ms > 0 else -1)
+    async with running({"max_event_age": "7d"}, ManualClock(NOW_MS * 10**6).clock) as server:
+        for offset_ms in (bound_ms, beyond_ms):
+            event = {"app_id": "a", "action": "set", "timestamp": NOW_MS + offset_ms}
+            assert 200 == (await server.post([event])).status
+        at_bound, beyond = server.points()
+        assert (NOW_MS + bound_ms, None) == (at_bound.time_ns // 10**6, at_bound.fields.get("device_time_ms"))
+        assert (NOW_MS, NOW_MS + beyond_ms) == (beyond.time_ns // 10**6, beyond.fields.get("device_time_ms"))
+
+
+async def test_our_clock_set_back_keeps_points_apart() -> None:
+    """Events without a time of their own get times that differ while our clock stands still or goes back a little."""
+    time = ManualClock(NOW_MS * 10**6)
+    async with running(clock=time.clock) as server:
+        for _ in range(3):
+            assert 200 == (await server.post([{"app_id": "a", "action": "set"}] * 5)).status
+            time.wall_ns -= 1000
+        assert [NOW_MS * 10**6 + number for number in range(15)] == [point.time_ns for point in server.points()]
 
 
 async def test_a_believed_device_time_is_the_points_time() -> None:

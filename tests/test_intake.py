@@ -1,9 +1,13 @@
 """Intake: each event once, whichever way it comes, and again however often it is sent."""
 
 import asyncio
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
+from exporter.events import Event, decode
+from exporter.identity import identity
 from tests.support.exporter import CounterKey
 from tests.support.inprocess import running
 
@@ -87,6 +91,58 @@ async def test_events_of_the_same_millisecond_are_points_of_their_own() -> None:
         times = {point.time_ns for point in server.points()}
         assert 2 == len(times)
         assert {NOW_MS + 1} == {time_ns // 10**6 for time_ns in times}
+
+
+def sharing_a_nanosecond() -> tuple[list[dict[str, Any]], int]:
+    """Find two events of one millisecond whose ids agree modulo a million, and that number."""
+    seen: dict[int, dict[str, Any]] = {}
+    for number in itertools.count():
+        made = event(0, device_id=str(number))
+        (decoded,) = decode(json.dumps(made).encode()).events
+        assert isinstance(decoded, Event)
+        event_id = identity(decoded)
+        assert event_id is not None
+        other = seen.setdefault(event_id % 10**6, made)
+        if other is not made:
+            return [other, made], event_id % 10**6
+    raise AssertionError
+
+
+async def test_a_shared_nanosecond_hides_no_event_from_the_counter() -> None:
+    """Events of one series and millisecond whose ids agree modulo a million share their time; both are counted."""
+    batch, nanosecond = sharing_a_nanosecond()
+    async with running() as server:
+        assert 200 == (await server.post(batch)).status
+        assert {KEY: 2} == await server.counters()
+        assert [NOW_MS * 10**6 + nanosecond] * 2 == [point.time_ns for point in server.points()]
+
+
+async def test_the_results_of_a_mixed_batch() -> None:
+    """Each event has its own result in the batch's order; what is counted before, or filtered out, is ok."""
+    batch: list[Any] = [
+        event(1),
+        {"app_id": "a"},
+        event(1),
+        event(2, app_id="com.example.stranger"),
+        "no event",
+        event(2),
+    ]
+    async with running({"allowed_apps": KEY.app_id}) as server:
+        reply = await server.post(batch)
+        results = [(result["index"], result["status"]) for result in reply.json()["results"]]
+        assert [(0, "ok"), (1, "error"), (2, "ok"), (3, "ok"), (4, "error"), (5, "ok")] == results
+        assert {KEY: 2} == await server.counters()
+        assert reply.json()["results"] == (await server.post(batch)).json()["results"]
+        assert {KEY: 2} == await server.counters()
+
+
+async def test_a_repeat_in_a_later_slice_is_a_duplicate() -> None:
+    """The whole of a batch comes twice in one body, so that the second half is found across slices and groups."""
+    batch = [event(number) for number in range(2500)]
+    async with running() as server:
+        assert 200 == (await server.post(batch + batch)).status
+        assert ({KEY: 2500}, 2500) == (await server.counters(), len(server.points()))
+        assert 2500 == await server.sample("capgo_exporter_events_total", outcome="duplicate", reason="")
 
 
 async def test_events_without_a_timestamp_each_count() -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from exporter.expiry import Expiry
 from exporter.journal.opening import FILE_NAME, open_journal
 from tests.conftest import StartExporter
 from tests.support.exporter import CounterKey, ExporterProcess, influx_settings
-from tests.support.fakeinflux import NEVER, ScriptedInflux, answer
+from tests.support.fakeinflux import ACCEPT, NEVER, ScriptedInflux, answer
 from tests.support.inprocess import running
 from tests.support.ports import wait_for
 
@@ -51,6 +52,12 @@ def open_files(exporter: ExporterProcess) -> set[str]:
     return {path.name for path in exporter.data_dir.iterdir()}
 
 
+async def stopping(exporter: ExporterProcess) -> None:
+    """Wait until a signal is noticed."""
+    said = "stopping; a second signal ends the process at once"
+    await wait_for(lambda: exporter.events(said), 10, "the signal to be noticed")
+
+
 @contextlib.contextmanager
 def half_a_request(url: str, body: bytes) -> Iterator[socket.socket]:
     """Send a request without the end of its body."""
@@ -74,13 +81,10 @@ async def test_a_signal_drains(
             # The head has arrived once a later request on another connection is answered.
             return (await exporter.request("GET", "/healthz")).status == 200
 
-        await wait_for(is_under_way, 10, "the exporter does not answer")
+        await wait_for(is_under_way, 10, "the exporter to answer")
         os.kill(exporter.pid, number)
 
-        async def is_stopping() -> bool:
-            return bool(exporter.events("stopping; a second signal ends the process at once"))
-
-        await wait_for(is_stopping, 10, "the signal was not noticed")
+        await stopping(exporter)
         client.sendall(body[-1:])
         reply = await asyncio.to_thread(lambda: b"".join(iter(lambda: client.recv(4096), b"")))
     assert b"200 OK" in reply.splitlines()[0]
@@ -89,6 +93,30 @@ async def test_a_signal_drains(
     assert 1 == scripted_influx.store_count
     assert {FILE_NAME, "lock", "hash.key"} == open_files(exporter)
     assert ["stopped"] == [line["event"] for line in exporter.logs()][-1:]
+
+
+async def test_a_slow_influxdb_is_waited_for(exporter_process: StartExporter, scripted_influx: ScriptedInflux) -> None:
+    """Writes that are answered within the shutdown time-out are delivered, none is left in the journal."""
+    scripted_influx.default = replace(ACCEPT, delay_seconds=0.5)
+    exporter = await exporter_process(to(scripted_influx, EXPORTER_SHUTDOWN_TIMEOUT="60s"))
+    assert 200 == (await exporter.post(event(1))).status
+    await wait_for(lambda: scripted_influx.requests, 10, "a write to begin")
+    assert 200 == (await exporter.post(event(2))).status
+    assert 0 == await exporter.terminate()
+    assert (2, 0) == (scripted_influx.store_count, waiting_points(exporter))
+
+
+async def test_a_failing_influxdb_is_tried_once_more(
+    exporter_process: StartExporter, scripted_influx: ScriptedInflux
+) -> None:
+    """On the way out the next attempt is not waited for: it is made at once, and what it delivers is taken off."""
+    scripted_influx.play(answer(503, Retry_After="600"))
+    exporter = await exporter_process(to(scripted_influx, EXPORTER_SHUTDOWN_TIMEOUT="60s"))
+    assert 200 == (await exporter.post(event(1))).status
+    failing = "InfluxDB takes no points; they wait in the journal"
+    await wait_for(lambda: exporter.events(failing), 10, "the failure to be noticed")
+    assert 0 == await exporter.terminate()
+    assert (1, 0) == (scripted_influx.store_count, waiting_points(exporter))
 
 
 async def test_the_last_delivery_has_a_deadline(
@@ -104,8 +132,9 @@ async def test_the_last_delivery_has_a_deadline(
     assert 1 == waiting_points(exporter)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_the_process_at_once(
-    exporter_process: StartExporter, scripted_influx: ScriptedInflux
+    exporter_process: StartExporter, scripted_influx: ScriptedInflux, number: signal.Signals
 ) -> None:
     """It does not wait for a delivery that hangs, ends with 130, and nothing acknowledged is lost."""
     scripted_influx.default = NEVER
@@ -114,18 +143,11 @@ async def test_a_second_signal_ends_the_process_at_once(
     )
     assert 200 == (await exporter.post(event(1))).status
 
-    async def is_sending() -> bool:
-        return bool(scripted_influx.requests)
-
-    await wait_for(is_sending, 10, "nothing is sent")
+    await wait_for(lambda: scripted_influx.requests, 10, "a write to begin")
     os.kill(exporter.pid, signal.SIGTERM)
-
-    async def is_stopping() -> bool:
-        return bool(exporter.events("stopping; a second signal ends the process at once"))
-
-    await wait_for(is_stopping, 10, "the signal was not noticed")
+    await stopping(exporter)
     assert exporter.running
-    os.kill(exporter.pid, signal.SIGTERM)
+    os.kill(exporter.pid, number)
     assert 130 == await exporter.wait()
     assert 1 == waiting_points(exporter)
 
@@ -154,10 +176,7 @@ async def test_points_are_delivered_once_influxdb_is_configured(
     exporter.env.update(to(scripted_influx))
     await exporter.restart()
 
-    async def all_there() -> bool:
-        return scripted_influx.store_count == 50
-
-    await wait_for(all_there, 20, "not all points were delivered")
+    await wait_for(lambda: scripted_influx.store_count == 50, 20, "all points to be delivered")
 
 
 async def test_points_refused_while_stopping_stay(
@@ -172,10 +191,7 @@ async def test_points_refused_while_stopping_stay(
     scripted_influx.default = answer(204)
     await exporter.restart()
 
-    async def is_there() -> bool:
-        return scripted_influx.store_count == 1
-
-    await wait_for(is_there, 20, "the point was not delivered")
+    await wait_for(lambda: scripted_influx.store_count == 1, 20, "the point to be delivered")
 
 
 async def refused_start(exporter: ExporterProcess) -> tuple[int, list[str]]:
@@ -244,10 +260,34 @@ async def test_a_background_task_that_ends_is_told_of(monkeypatch: pytest.Monkey
         async def is_unhealthy() -> bool:
             return (await server.request("GET", "/healthz")).status == 503
 
-        await wait_for(is_unhealthy, 10, "the end of the task is not told of")
+        await wait_for(is_unhealthy, 10, "the end of the task to be told of")
         health = await server.request("GET", "/healthz")
         assert {"status": "failed", "ended_tasks": ["expiry"]} == health.json()
         assert 200 == (await server.post(event(1))).status
+
+
+async def test_a_background_task_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that raises is named as one that returns is, and the exporter can still be stopped."""
+
+    async def fails(expiry: Expiry) -> None:
+        message = f"{expiry} cannot go on"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(Expiry, "run", fails)
+    async with running() as server:
+        health = await server.request("GET", "/healthz")
+        assert (503, {"status": "failed", "ended_tasks": ["expiry"]}) == (health.status, health.json())
+
+
+async def test_kept_alive_connections_are_closed_by_the_next_answer() -> None:
+    """While the exporter stops, a client on an old connection is told 503 and to go; before that it is kept."""
+    async with running() as server:
+        ready = await server.request("GET", "/readyz")
+        server.exporter.drain.begun = True
+        draining = await server.request("GET", "/readyz")
+        stored = await server.post(event(1))
+    assert [200, 503, 200] == [reply.status for reply in (ready, draining, stored)]
+    assert [None, "close", "close"] == [reply.headers.get("Connection") for reply in (ready, draining, stored)]
 
 
 async def test_a_body_that_never_ends_does_not_hold_the_end_up(exporter_process: StartExporter) -> None:
