@@ -1,6 +1,7 @@
 """A small aiohttp server on a fixed port that can go away and come back."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,7 @@ from tests.support.ports import free_port
 _MAX_BODY_BYTES = 1 << 30
 
 
-class WebServer:
+class WebServer(ABC):
     """An aiohttp application on 127.0.0.1 in the event loop of the test.
 
     Subclasses add routes in `build`. Request bodies arrive as they were sent, compressed ones too.
@@ -28,9 +29,9 @@ class WebServer:
         """The base URL, the same after every start."""
         return f"http://127.0.0.1:{self.port}"
 
+    @abstractmethod
     def build(self, app: web.Application) -> None:
         """Add the routes to a new application."""
-        raise NotImplementedError
 
     async def start(self) -> None:
         """Listen."""
