@@ -149,7 +149,6 @@ async def create_exporter(settings: Settings, clock: Clock | None = None) -> Asy
                 state.committer,
                 ttl_seconds=settings.series_ttl,
                 clock=clock,
-                before_removal=intake.forget_cells,
             )
             tasks.start(_EXPIRY, expiry.run())
             async with _delivering(settings, state, tasks) as delivery:

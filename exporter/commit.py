@@ -47,6 +47,7 @@ class Committer:
         self.in_flight: Group | None = None
         self.writable = True
         self.on_stored: Callable[[], None] = lambda: None
+        self.on_expired: Callable[[], None] = lambda: None
         telemetry.journal_writable.set(1)
 
     @property
@@ -160,6 +161,7 @@ class Committer:
             for cell, birth in write.births:
                 cell.birth = birth
         if expired:
+            self.on_expired()
             self._counters.expire(expired, self.group.deltas)
             self._telemetry.series_expired.inc(len(expired))
         self._dedupe.add(group.event_ids, transaction.now_ms)

@@ -1,7 +1,6 @@
 """Expiry: series that have been silent for long are removed, and silent versions make room in a crowded app."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -33,7 +32,6 @@ class Expiry:
         *,
         ttl_seconds: float,
         clock: Clock,
-        before_removal: Callable[[], None],
     ) -> None:
         """Set the time after which a silent series is removed.
 
@@ -43,15 +41,12 @@ class Expiry:
             committer: stores the removal.
             ttl_seconds: the longest silence.
             clock: our own time.
-            before_removal: called when cells are about to go, for those who remember them. An event that finds its
-                cell after that is staged, and what is staged keeps its cell.
         """
         self._counters = counters
         self._labels = labels
         self._committer = committer
         self._ttl_ms = int(ttl_seconds * 1000)
         self._clock = clock
-        self._before_removal = before_removal
 
     async def run(self) -> None:
         """Sweep once a minute, for ever."""
@@ -77,7 +72,6 @@ class Expiry:
         if not silent:
             return 0
         before = len(self._counters)
-        self._before_removal()
         await self._committer.write(Write(expired=list(dict.fromkeys(silent))))
         self._release(silent)
         removed = before - len(self._counters)

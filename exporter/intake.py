@@ -88,6 +88,7 @@ class Intake:
         self._clock = clock
         self._cells: dict[_Key, Cell] = {}
         self._max_cached = max_series * _CELL_CACHE_FACTOR
+        committer.on_expired = self.forget_cells
 
     @property
     def is_open(self) -> bool:

@@ -1,9 +1,11 @@
 """Group commit: what is not on disk is neither shown nor acknowledged, whatever goes wrong."""
 
 import asyncio
+import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import exporter.commit
 import exporter.journal.schema
 import exporter.journal.store
 from exporter.commit import Committer
+from exporter.expiry import Expiry
 from exporter.group import Group, NotStoredError
+from exporter.journal.opening import FILE_NAME
 from exporter.journal.records import Committed, Transaction
-from exporter.journal.store import Journal
+from exporter.journal.store import CommitFailedError, Journal
 from tests.support.exporter import CounterKey, Reply
-from tests.support.inprocess import Running, running
+from tests.support.inprocess import ManualClock, Running, running
 from tests.support.ports import wait_for
 
 APP = "com.example.commit"
@@ -38,6 +42,11 @@ def event(number: int, **fields: Any) -> dict[str, Any]:
     }
 
 
+def noise(number: int) -> str:
+    """Make a text that does not compress well."""
+    return hashlib.sha512(str(number).encode()).hexdigest()
+
+
 class Gate:
     """Holds every commit until it is opened, and counts them."""
 
@@ -46,6 +55,11 @@ class Gate:
         self.open = threading.Event()
         self.entered = threading.Event()
         self.commits = 0
+
+    def close(self) -> None:
+        """Hold the commits that come from now on."""
+        self.open.clear()
+        self.entered.clear()
 
     def wrap(self, commit: Callable[[Journal, Transaction], Committed]) -> Callable[[Journal, Transaction], Committed]:
         """Put the gate before the real commit."""
@@ -84,6 +98,19 @@ async def entered(gate: Gate) -> None:
 
 
 @pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[Expiry]:
+    """The expiry of every exporter, which sweeps only when it is told to."""
+    found: list[Expiry] = []
+
+    async def never(expiry: Expiry) -> None:
+        found.append(expiry)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Expiry, "run", never)
+    return found
+
+
+@pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
     """The groups that requests wait for, one entry a request, in the order of staging."""
     groups: list[Group] = []
@@ -117,6 +144,24 @@ async def test_nothing_is_shown_or_answered_before_the_commit(gate: Gate) -> Non
         gate.open.set()
         assert 200 == (await reply).status
         assert {KEY: 1} == await server.counters()
+
+
+async def test_a_series_keeps_its_old_value_until_the_commit(gate: Gate) -> None:
+    """Of a series that is shown already, and of its events, nothing moves before the next ones are on disk."""
+    gate.open.set()
+    async with running() as server:
+        assert 200 == (await server.post(event(0))).status
+        gate.close()
+        reply = asyncio.create_task(server.post([event(1), event(2)]))
+        await entered(gate)
+        assert {KEY: 1} == await server.counters()
+        shown = ("capgo_exporter_dedupe_events", "capgo_exporter_journal_points")
+        assert [1, 1] == [await server.sample(name) for name in shown]
+        assert not reply.done()
+        gate.open.set()
+        assert 200 == (await reply).status
+        assert {KEY: 3} == await server.counters()
+        assert [3, 3] == [await server.sample(name) for name in shown]
 
 
 async def test_what_arrives_during_a_commit_is_one_group(gate: Gate, waiting: list[Group]) -> None:
@@ -157,6 +202,9 @@ class Faulty:
 
     def execute(self, statement: str, *args: Any) -> sqlite3.Cursor:
         """Do as the real one, or fail."""
+        if statement.startswith("UPDATE") and not self._faults.takes_writes:
+            message = "database or disk is full"
+            raise sqlite3.OperationalError(message)
         if statement == "COMMIT" and self._faults.commits_to_fail:
             self._faults.commits_to_fail -= 1
             if self._faults.does_it:
@@ -177,6 +225,8 @@ class Faults:
         commits_to_fail: how many COMMITs fail.
         does_it: whether a failing COMMIT is on disk nevertheless.
         opens_to_fail: how often the file cannot be opened anew.
+        takes_writes: whether an update does anything but fail.
+        opens: how often the file was opened.
     """
 
     def __init__(self) -> None:
@@ -184,6 +234,8 @@ class Faults:
         self.commits_to_fail = 0
         self.does_it = False
         self.opens_to_fail = 0
+        self.takes_writes = True
+        self.opens = 0
 
     def connect(self, real: Callable[..., sqlite3.Connection]) -> Callable[..., Any]:
         """Stand before the function that opens the file."""
@@ -193,6 +245,7 @@ class Faults:
                 self.opens_to_fail -= 1
                 message = "unable to open database file"
                 raise sqlite3.OperationalError(message)
+            self.opens += 1
             return Faulty(real(*args), self)
 
         return connect
@@ -327,33 +380,147 @@ async def test_while_the_journal_cannot_be_written_nothing_staged_is_shown(fault
         assert {KEY: 3} == await server.counters()
 
 
-async def test_a_full_disk_refuses_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite's own `database or disk is full` gives 503; once there is room, what is sent again is counted once."""
-    connections: list[sqlite3.Connection] = []
-    real = exporter.journal.schema.connect
+class Disk:
+    """Sets a pragma of SQLite on every connection for writing, and notes which commits failed.
 
-    def connect(*args: Any) -> sqlite3.Connection:
-        connections.append(real(*args))
-        if limit:
-            connections[-1].execute(f"PRAGMA max_page_count = {limit[0]}")
-        return connections[-1]
+    Attributes:
+        pragma: what is set on connections that are opened from now on.
+        connections: those that were opened.
+        failures: why commits failed.
+    """
 
-    limit: list[int] = []
+    def __init__(self) -> None:
+        """Start with a disk that takes everything."""
+        self.pragma = "query_only = OFF"
+        self.connections: list[sqlite3.Connection] = []
+        self.failures: list[str] = []
+
+    def connect(self, real: Callable[..., sqlite3.Connection]) -> Callable[..., sqlite3.Connection]:
+        """Stand before the function that opens the file."""
+
+        def connect(*args: Any) -> sqlite3.Connection:
+            self.connections.append(real(*args))
+            self.connections[-1].execute(f"PRAGMA {self.pragma}")
+            return self.connections[-1]
+
+        return connect
+
+    def noting(
+        self, commit: Callable[[Journal, Transaction], Committed]
+    ) -> Callable[[Journal, Transaction], Committed]:
+        """Stand before the real commit."""
+
+        def noted(journal: Journal, transaction: Transaction) -> Committed:
+            try:
+                return commit(journal, transaction)
+            except CommitFailedError as failure:
+                self.failures.append(str(failure))
+                raise
+
+        return noted
+
+    def change(self, pragma: str) -> None:
+        """Set a pragma on the open connection, which nobody uses now, and on later ones."""
+        self.pragma = pragma
+        self.connections[-1].execute(f"PRAGMA {pragma}")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """The disk of every journal that is opened from now on."""
+    disk = Disk()
     for module in ("exporter.journal.store", "exporter.journal.opening"):
-        monkeypatch.setattr(f"{module}.connect", connect)
+        monkeypatch.setattr(f"{module}.connect", disk.connect(exporter.journal.schema.connect))
+    monkeypatch.setattr(Journal, "commit", disk.noting(Journal.commit))
+    return disk
+
+
+@pytest.mark.parametrize(
+    ("trouble", "relief", "error"),
+    [
+        ("max_page_count = 1", "max_page_count = 1073741823", "database or disk is full"),
+        ("query_only = ON", "query_only = OFF", "attempt to write a readonly database"),
+    ],
+    ids=["full", "read-only"],
+)
+async def test_a_disk_that_takes_nothing_refuses_and_recovers(
+    disk: Disk, trouble: str, relief: str, error: str
+) -> None:
+    """SQLite's own errors give 503; once it writes again, what is sent again is counted once."""
     async with running() as server:
         assert 200 == (await server.post(event(0))).status
-        pages = connections[-1].execute("PRAGMA page_count").fetchone()[0]
-        limit.append(pages)
-        connections[-1].execute(f"PRAGMA max_page_count = {pages}")
+        disk.change(trouble)  # SQLite takes a bound below the present size as that size.
         batch = [event(number, metadata={"message": f"{number}" * 400}) for number in range(1, 500)]
-        assert 503 == (await server.post(batch)).status
-        assert {KEY: 1} == await server.counters()
-        limit[0] = 1 << 30
-        connections[-1].execute(f"PRAGMA max_page_count = {1 << 30}")
+        refused = await server.post(batch)
+        assert (503, True) == (refused.status, int(refused.headers["Retry-After"]) > 0)
+        assert error in disk.failures[0]
+        assert ({KEY: 1}, 1, 1, 1) == await memory(server)
+        disk.pragma = relief  # For the connection that the next failure opens.
+
+        async def is_taken() -> bool:
+            return (await server.post(batch)).status == 200
+
+        await wait_for(is_taken, 10, "events are still refused")
+        assert ({KEY: 500}, 500, 500, 500) == await memory(server)
+
+
+async def test_a_journal_that_takes_no_write_is_not_taken_for_mended(faults: Faults) -> None:
+    """It can be opened anew, read and locked; `/readyz` stays at 503 until it takes a write too."""
+    async with running() as server:
+        faults.takes_writes = False
+        assert 503 == (await server.post(event(0))).status
+        opens = faults.opens
+        await wait_for(lambda: faults.opens > opens + 3, 10, "the journal is not tried again")
+        assert 503 == (await server.request("GET", "/readyz")).status
+        faults.takes_writes = True
         await until_writable(server)
-        assert 200 == (await server.post(batch)).status
-        assert {KEY: 500} == await server.counters()
+        assert 200 == (await server.post(event(0))).status
+        assert ({KEY: 1}, 1, 1, 1) == await memory(server)
+
+
+async def test_dropped_points_are_counted_also_when_the_commit_seemed_to_fail(faults: Faults) -> None:
+    """A COMMIT that is on disk although the call failed drops points as any other: waiting and dropped are all."""
+    async with running({"journal_max_bytes": 1 << 16}) as server:
+        faults.does_it = True
+        for start in range(0, 2000, 100):
+            faults.commits_to_fail = 1
+            batch = [event(number, metadata={"message": noise(number)}) for number in range(start, start + 100)]
+            assert 200 == (await server.post(batch)).status
+        dropped = await server.sample("capgo_exporter_journal_dropped_points_total")
+        assert dropped > 0
+        assert 2000 == len(server.lines()) + dropped
+
+
+@pytest.mark.parametrize("does_it", [False, True], ids=["not on disk", "on disk"])
+async def test_an_event_of_a_series_whose_removal_seemed_to_fail_is_counted(
+    gate: Gate, waiting: list[Group], faults: Faults, sweeps: list[Expiry], *, does_it: bool
+) -> None:
+    """It came while the removal was stored and was refused with it; sent again it is counted once, here and on disk."""
+    time = ManualClock()
+    gate.open.set()
+    async with running(clock=time.clock) as server:
+        assert 200 == (await server.post(event(0))).status
+        time.advance(server.settings.series_ttl + 1)
+        gate.close()
+        sweep = asyncio.create_task(sweeps[0].sweep())
+        await entered(gate)
+        waiting.clear()
+        post = asyncio.create_task(server.post(event(1)))
+        await staged(waiting, 1)
+        faults.does_it, faults.opens_to_fail, faults.commits_to_fail = does_it, 3, 1
+        gate.open.set()
+        with pytest.raises(NotStoredError):
+            await sweep
+        assert 503 == (await post).status
+        await until_writable(server)
+        for _ in range(2):
+            assert 200 == (await server.post(event(1))).status
+        expired = 1 if does_it else 0
+        assert {KEY: 2 - expired} == await server.counters()
+        assert expired == await server.sample("capgo_exporter_expired_events_total")
+        with closing(sqlite3.connect(server.settings.data_dir / FILE_NAME)) as connection:
+            rows = "SELECT sum(value), (SELECT expired_events FROM state) FROM series"
+            assert [(2 - expired, expired)] == connection.execute(rows).fetchall()
 
 
 async def test_a_fault_of_the_committer_answers_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -25,6 +26,17 @@ from tests.support.ports import wait_for
 
 CLIENTS = 5
 ROUNDS = 10
+# For the interpreter to run first: each COMMIT takes as long as on a slow disk, so that kills hit it in the middle.
+SLOW_DISK = """
+import sqlite3, time
+class Slow(sqlite3.Connection):
+    def execute(self, statement, *args):
+        if statement == "COMMIT":
+            time.sleep(0.03)
+        return super().execute(statement, *args)
+connect = sqlite3.connect
+sqlite3.connect = lambda *args, **options: connect(*args, **{"factory": Slow, **options})
+"""
 NO_ANSWER = (aiohttp.ClientError, TimeoutError)
 TIMEOUT = aiohttp.ClientTimeout(total=5)
 
@@ -171,18 +183,37 @@ def batches(events: list[dict[str, Any]], size: int = 500) -> Iterator[list[dict
         yield events[start : start + size]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.fixture
+def slow_disk(tmp_path: Path) -> dict[str, str]:
+    """The environment of an exporter on a slow disk."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "slow"), str(Path(__file__).parents[1])])}
+
+
+@pytest.mark.parametrize(
+    ("number", "rounds", "is_slow"),
+    [(signal.SIGKILL, ROUNDS, False), (signal.SIGKILL, ROUNDS, True), (signal.SIGTERM, 3, False)],
+    ids=["SIGKILL", "SIGKILL on a slow disk", "SIGTERM"],
+)
 async def test_every_event_is_counted_once_over_kills_at_random_moments(
-    exporter_process: StartExporter, v2_influxdb: V2InfluxDB, number: signal.Signals
+    exporter_process: StartExporter,
+    v2_influxdb: V2InfluxDB,
+    slow_disk: dict[str, str],
+    *,
+    number: signal.Signals,
+    rounds: int,
+    is_slow: bool,
 ) -> None:
     """Kills under load: counters and InfluxDB have each event once, nothing falls, a second sending is ignored."""
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
     print(f"KILL_SEED={seed}")  # noqa: T201 -- pytest shows it with a failure
     luck = random.Random(seed)  # noqa: S311 -- a test that can be repeated
-    exporter = await exporter_process({**v2_influxdb.settings, "EXPORTER_SCRAPE_INTERVAL": "0.2s"})
+    disk = slow_disk if is_slow else {}
+    exporter = await exporter_process({**v2_influxdb.settings, **disk, "EXPORTER_SCRAPE_INTERVAL": "0.2s"})
     load = Load(seed)
     async with load.at_work(exporter.url):
-        for _ in range(ROUNDS if number is signal.SIGKILL else 3):
+        for _ in range(rounds):
             await asyncio.sleep(luck.uniform(0.1, 1.0))  # The moment of the kill is what varies.
             os.kill(exporter.pid, number)
             await exporter.wait()

@@ -13,7 +13,7 @@ from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, cre
 from exporter.journal.store import read_totals
 
 FILE_NAME: Final = "journal.sqlite3"
-_COMPANIONS: Final = ("-wal", "-shm")
+_COMPANIONS: Final = ("-wal", "-shm", "-journal")
 _PRIMARY_CODE: Final = 0xFF
 _SERIES_TYPES: Final = (int, str, str, str, str, str, int, int, int)
 _BIRTHS: Final = frozenset(Birth)
@@ -84,8 +84,14 @@ def _open(path: Path) -> tuple[sqlite3.Connection, Restored]:
 
 
 def _is_new(path: Path) -> bool:
-    """Tell whether the file has to be filled, looking at it before anything in it is changed."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    """Tell whether the file has to be filled, looking at it before anything in it is changed.
+
+    A read-only connection neither merges a write-ahead log when it is closed nor rolls an unfinished change back.
+    """
+    if not path.is_file():
+        return True
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         application_id = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -106,6 +112,8 @@ def _is_new(path: Path) -> bool:
 def _judge(error: Exception) -> Exception:
     """Tell damage, which is set aside, from trouble with the disk or with rights, which is not."""
     code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_READONLY_ROLLBACK:
+        return _UnfitError("an SQLite file of another program, with an unfinished change")
     if isinstance(error, sqlite3.Error) and (code is None or code & _PRIMARY_CODE not in _DAMAGE):
         return error
     return _UnfitError(f"damaged: {error}")

@@ -63,6 +63,7 @@ class Journal:
             CommitFailedError: if it was not stored, or if that cannot be told now.
         """
         totals = replace(self._totals, last_transaction=transaction.number)
+        committed = None
         try:
             if self._connection is None:
                 self._connection = connect(self.path)
@@ -71,9 +72,8 @@ class Journal:
             self._connection.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
-            if self.recover(reason) < transaction.number:
+            if self.recover(reason) < transaction.number or committed is None:
                 raise CommitFailedError(reason, is_certain=True) from error
-            committed = Committed(self._totals)
         self._totals = committed.totals
         return committed
 
