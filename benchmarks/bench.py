@@ -1,8 +1,8 @@
 """Compares the exporter with what people would write otherwise, which is naive.py.
 
-Both run with InfluxDB on, each pinned to one core, against the same sink; wrk sends distinct events from the other
-core. Rounds are interleaved, medians and their ratio are printed, and each server's own count is checked against what
-was sent.
+All run with InfluxDB on, each pinned to one core, against the same sink; wrk sends distinct events from the other
+core. The exporter runs with and without derived figures. Rounds are interleaved, medians and their ratios are printed,
+and each server's own count is checked against what was sent.
 
 Needs Linux and `wrk`. Usage: make bench [ARGS="--seconds 5 --rounds 3"].
 """
@@ -29,6 +29,9 @@ HERE: Final = Path(__file__).parent
 SERVER_CORE: Final = {0}
 LOAD_CORE: Final = {1}
 BATCHES: Final = (1, 200)
+NAIVE: Final = "naive"
+EXPORTER: Final = "exporter"
+WITHOUT_DERIVED: Final = "exporter without derived figures"
 
 
 class Sink(BaseHTTPRequestHandler):
@@ -69,8 +72,9 @@ def server(name: str, sink_url: str, port: int, directory: Path) -> Iterator[int
         "EXPORTER_LOG_LEVEL": "error",
     }
     commands = {
-        "exporter": [sys.executable, "-m", "exporter", "serve"],
-        "naive": [sys.executable, str(HERE / "naive.py"), str(port), sink_url],
+        NAIVE: [sys.executable, str(HERE / "naive.py"), str(port), sink_url],
+        EXPORTER: [sys.executable, "-m", "exporter", "serve"],
+        WITHOUT_DERIVED: [sys.executable, "-m", "exporter", "serve", "--derived", "off"],
     }
     process = subprocess.Popen(
         commands[name],
@@ -159,7 +163,7 @@ def main() -> None:
     os.sched_setaffinity(0, LOAD_CORE)
     print("| events a POST | server | events/s | CPU s per million events | p99 ms |\n|---|---|---|---|---|")
     for batch in BATCHES:
-        rounds: dict[str, list[tuple[float, float, float]]] = {"naive": [], "exporter": []}
+        rounds: dict[str, list[tuple[float, float, float]]] = {NAIVE: [], EXPORTER: [], WITHOUT_DERIVED: []}
         with sink() as sink_url:
             for number in range(arguments.rounds):
                 for name, results in rounds.items():
@@ -169,7 +173,9 @@ def main() -> None:
         }
         for name, (rate, cpu, p99) in medians.items():
             print(f"| {batch} | {name} | {rate:,.0f} | {cpu:.1f} | {p99:.1f} |")
-        print(f"| {batch} | exporter / naive | {medians['exporter'][0] / medians['naive'][0]:.2f} | | |", flush=True)
+        for other in (NAIVE, WITHOUT_DERIVED):
+            ratio = medians[EXPORTER][0] / medians[other][0]
+            print(f"| {batch} | {EXPORTER} / {other} | {ratio:.2f} | | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The wiring: every part is made, joined and taken down here, and nowhere else."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -11,33 +11,31 @@ from pydantic import SecretStr
 
 from exporter.births import Births
 from exporter.clock import Clock
-from exporter.commit import Committer
-from exporter.counters import Cell, Counters
-from exporter.dedupe import DedupeWindow
 from exporter.delivery import Delivery
+from exporter.derived.derivation import Derivation
+from exporter.derived.marks import line as mark_line
 from exporter.drain import Drain
 from exporter.expiry import Expiry
+from exporter.exposition import Page
+from exporter.group import Write
 from exporter.influx import InfluxWriter
 from exporter.intake import Intake, Rules
+from exporter.journal.derived_records import MarkRow
 from exporter.journal.lock import DirectoryLock
-from exporter.journal.opening import open_journal
 from exporter.journal.reader import JournalReader
-from exporter.journal.records import Birth, Restored
-from exporter.journal.store import Journal
-from exporter.labels import LabelPolicy, Labels
 from exporter.operations import HealthHandler, MetricsHandler
-from exporter.overflow import OverflowLog
 from exporter.points import PointEncoder
 from exporter.privacy import IdPolicy, load_hash_key
+from exporter.releases_hook import ReleasesHandler
 from exporter.settings import Settings
-from exporter.state_metrics import StateCollector
+from exporter.state import State
 from exporter.stats import StatsHandler
 from exporter.tasks import Tasks
-from exporter.telemetry import Telemetry
-from exporter.web import observe, operations_routes, stats_routes
+from exporter.web import observe, operations_routes, releases_routes, stats_routes
 
 _COMMITTER: Final = "committer"
 _DELIVERY: Final = "delivery"
+_DERIVATION: Final = "derivation"
 _EXPIRY: Final = "expiry"
 
 log = structlog.get_logger()
@@ -51,71 +49,13 @@ class Exporter:
         public: serves the stats path, and everything else if there is no second listener.
         private: serves everything else on the second listener, if there is one.
         drain: begins when the exporter stops; `/readyz` tells.
+        derivation: works out derived figures; None if they are switched off.
     """
 
     public: web.Application
     private: web.Application | None
     drain: Drain
-
-
-class _State:
-    """What is restored from the journal and changes with every commit."""
-
-    def __init__(self, settings: Settings, clock: Clock) -> None:
-        self.telemetry = Telemetry()
-        opened = open_journal(settings.data_dir)
-        if opened.set_aside is not None:
-            path, reason = opened.set_aside
-            self.telemetry.journal_set_aside.set(1)
-            log.error(
-                "the journal could not be used and was set aside; counters start at 0",
-                reason=reason,
-                set_aside=str(path),
-            )
-        overflow = OverflowLog(self.telemetry, clock.monotonic)
-        self.labels = LabelPolicy(
-            max_apps=settings.max_apps,
-            max_versions_per_app=settings.max_versions_per_app,
-            max_unknown_actions=settings.max_unknown_actions,
-            reserved_apps=settings.allowed_apps,
-            monotonic=clock.monotonic,
-            on_overflow=overflow,
-        )
-        self.counters = Counters(settings.max_series, overflow)
-        self.dedupe = DedupeWindow(settings.dedupe_events)
-        self._restore(opened.restored)
-        self.journal = Journal(
-            opened.path,
-            opened.connection,
-            opened.restored.totals,
-            max_bytes=settings.journal_max_bytes if settings.journal_full == "drop-oldest" else None,
-            max_event_ids=settings.dedupe_events,
-        )
-        self.committer = Committer(self.journal, self.counters, self.dedupe, self.telemetry, clock)
-        self.telemetry.registry.register(
-            StateCollector(
-                lambda: self.journal.totals,
-                lambda: len(self.counters),
-                lambda: self.counters.expired_events,
-                lambda: (len(self.dedupe), self._window_seconds(clock)),
-            )
-        )
-
-    def _restore(self, restored: Restored) -> None:
-        cells = []
-        for row in restored.series:
-            cell = Cell(row.series_id, Labels(*row[1:6]), row.last_ms)
-            cell.value = row.value
-            cell.birth = Birth(row.birth)
-            cells.append(cell)
-            self.labels.restore(cell.labels)
-        self.counters.restore(cells, restored.totals.expired_events)
-        for now_ms, event_ids in restored.event_ids:
-            self.dedupe.add(event_ids, now_ms)
-
-    def _window_seconds(self, clock: Clock) -> float:
-        since_ms = self.dedupe.since_ms()
-        return 0.0 if since_ms is None else max(0.0, (clock.wall_ms() - since_ms) / 1000)
+    derivation: Derivation | None
 
 
 @contextlib.asynccontextmanager
@@ -138,29 +78,52 @@ async def create_exporter(settings: Settings, clock: Clock | None = None) -> Asy
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with DirectoryLock(settings.data_dir):
         hash_key = load_hash_key(settings.data_dir, _secret(settings.hash_key))
-        state = _State(settings, clock)
-        intake = _make_intake(settings, state, hash_key, clock)
+        state = State(settings, clock)
+        derivation = _make_derivation(settings, state, clock)
+        intake = _make_intake(settings, state, derivation, hash_key, clock)
         tasks = Tasks()
         tasks.start(_COMMITTER, state.committer.run())
         try:
-            expiry = Expiry(
-                state.counters,
-                state.labels,
-                state.committer,
-                ttl_seconds=settings.series_ttl,
-                clock=clock,
-            )
-            tasks.start(_EXPIRY, expiry.run())
-            async with _delivering(settings, state, tasks) as delivery:
+            await state.remove_stale()
+            on_release = (lambda: None) if derivation is None else derivation.forget_channels
+            expiry = Expiry(state, ttl_seconds=settings.series_ttl, clock=clock, on_release=on_release)
+            async with _running(tasks, _EXPIRY, expiry.run()), contextlib.AsyncExitStack() as stack:
+                if derivation is not None:
+                    await stack.enter_async_context(_running(tasks, _DERIVATION, derivation.run()))
+                delivery = await stack.enter_async_context(_delivering(settings, state, tasks))
                 yield _make_web(settings, state, intake, tasks, delivery, clock)
-            await tasks.finish(_EXPIRY, 0)
         finally:
             state.committer.stop()
             await tasks.finish(_COMMITTER)
             state.committer.close()
 
 
-def _make_intake(settings: Settings, state: _State, hash_key: bytes, clock: Clock) -> Intake:
+@contextlib.asynccontextmanager
+async def _running(tasks: Tasks, name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a background task that may be cancelled at any moment."""
+    tasks.start(name, work)
+    try:
+        yield
+    finally:
+        await tasks.finish(name, 0)
+
+
+def _make_derivation(settings: Settings, state: State, clock: Clock) -> Derivation | None:
+    if state.derived is None:
+        return None
+    return Derivation(
+        state=state.derived,
+        figures=state.figures,
+        labels=state.labels,
+        committer=state.committer,
+        clock=clock,
+        max_event_age_seconds=settings.max_event_age,
+    )
+
+
+def _make_intake(
+    settings: Settings, state: State, derivation: Derivation | None, hash_key: bytes, clock: Clock
+) -> Intake:
     rules = Rules(
         allowed_apps=settings.allowed_apps,
         unknown_actions=settings.unknown_actions,
@@ -180,6 +143,7 @@ def _make_intake(settings: Settings, state: _State, hash_key: bytes, clock: Cloc
         counters=state.counters,
         dedupe=state.dedupe,
         points=points,
+        derivation=derivation,
         committer=state.committer,
         telemetry=state.telemetry,
         clock=clock,
@@ -188,7 +152,7 @@ def _make_intake(settings: Settings, state: _State, hash_key: bytes, clock: Cloc
 
 
 @contextlib.asynccontextmanager
-async def _delivering(settings: Settings, state: _State, tasks: Tasks) -> AsyncIterator[Delivery | None]:
+async def _delivering(settings: Settings, state: State, tasks: Tasks) -> AsyncIterator[Delivery | None]:
     if settings.influx_url is None:
         log.info("no InfluxDB is configured; points wait in the journal, the oldest are dropped when it is full")
         yield None
@@ -212,10 +176,16 @@ async def _delivering(settings: Settings, state: _State, tasks: Tasks) -> AsyncI
 
 
 def _make_web(
-    settings: Settings, state: _State, intake: Intake, tasks: Tasks, delivery: Delivery | None, clock: Clock
+    settings: Settings,
+    state: State,
+    intake: Intake,
+    tasks: Tasks,
+    delivery: Delivery | None,
+    clock: Clock,
 ) -> Exporter:
-    births = Births(state.counters, state.committer, settings.scrape_interval, state.telemetry, clock)
-    metrics = MetricsHandler(state.telemetry.registry, state.counters, births, _secret(settings.metrics_token))
+    births = Births(state.lifecycle, state.committer, settings.scrape_interval, state.telemetry, clock)
+    page = Page(state.telemetry.registry, state.counters, state.figures)
+    metrics = MetricsHandler(page, births, _secret(settings.metrics_token))
     stats = StatsHandler(
         intake, state.telemetry, max_body_bytes=settings.max_body_bytes, token=_secret(settings.ingest_token)
     )
@@ -231,8 +201,16 @@ def _make_web(
         stats_path=settings.stats_path,
     )
     public.add_routes(stats_routes(settings.stats_path, stats, has_token=settings.ingest_token is not None))
-    (private if private is not None else public).add_routes(operations_routes(metrics, health))
-    return Exporter(public, private, drain)
+    operations = private if private is not None else public
+    operations.add_routes(operations_routes(metrics, health))
+    releases_token = _secret(settings.releases_token)
+    if releases_token is not None:
+
+        async def store(mark: MarkRow) -> None:
+            await state.committer.write(Write(marks=[mark], lines=[mark_line(mark)]))
+
+        operations.add_routes(releases_routes(ReleasesHandler(store, clock.wall_ms, releases_token)))
+    return Exporter(public, private, drain, intake.derivation)
 
 
 def _secret(value: SecretStr | None) -> str | None:

@@ -18,9 +18,9 @@ import structlog
 
 from exporter.clock import Clock
 from exporter.commit import Committer
-from exporter.counters import Cell, Counters
 from exporter.group import NotStoredError, Write
 from exporter.journal.records import Birth
+from exporter.series import Lifecycle, Series
 from exporter.telemetry import Telemetry
 
 SCRAPE_HEADER: Final = "X-Prometheus-Scrape-Timeout-Seconds"
@@ -79,10 +79,10 @@ class Births:
     """Decides how much of each series Prometheus may see."""
 
     def __init__(
-        self, counters: Counters, committer: Committer, interval_seconds: float, telemetry: Telemetry, clock: Clock
+        self, lifecycle: Lifecycle, committer: Committer, interval_seconds: float, telemetry: Telemetry, clock: Clock
     ) -> None:
         """Set the scrape interval that must pass between the 0 and the value."""
-        self._counters = counters
+        self._lifecycle = lifecycle
         self._committer = committer
         self._interval = interval_seconds
         self._clock = clock
@@ -98,7 +98,7 @@ class Births:
         """
         await self._move_on()
         begun = self._clock.monotonic()
-        unborn = self._counters.unborn
+        unborn = self._lifecycle.unborn
         zeros = [cell for cell, zero_since in unborn.items() if zero_since is None and cell.birth is Birth.ZERO]
         yield
         if connection is None or connection.is_closing():
@@ -119,19 +119,19 @@ class Births:
             self._storing = asyncio.create_task(self._store(steps))
         await asyncio.wait([self._storing], timeout=_LONGEST_WAIT_SECONDS)
 
-    def _due(self, now: float, all_seen_until: float) -> list[tuple[Cell, Birth]]:
+    def _due(self, now: float, all_seen_until: float) -> list[tuple[Series, Birth]]:
         """Find the series to move on, and forget those that are born."""
-        steps: list[tuple[Cell, Birth]] = []
-        for cell, zero_since in list(self._counters.unborn.items()):
+        steps: list[tuple[Series, Birth]] = []
+        for cell, zero_since in list(self._lifecycle.unborn.items()):
             if cell.birth is Birth.FULL:
-                del self._counters.unborn[cell]
+                del self._lifecycle.unborn[cell]
             elif cell.birth is Birth.HIDDEN:
                 steps.append((cell, Birth.ZERO))
             elif zero_since is not None and zero_since <= all_seen_until and now - zero_since >= self._interval:
                 steps.append((cell, Birth.FULL))
         return steps
 
-    async def _store(self, steps: list[tuple[Cell, Birth]]) -> None:
+    async def _store(self, steps: list[tuple[Series, Birth]]) -> None:
         try:
             await self._committer.write(Write(births=steps))
         except NotStoredError as error:

@@ -8,34 +8,65 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
+import msgspec
 import structlog
 
 from exporter.clock import Clock
-from exporter.counters import Cell, Counters
+from exporter.counters import EVENTS, Counters
 from exporter.dedupe import DedupeWindow
+from exporter.derived.figures import Figures
+from exporter.derived.staged import Staged
 from exporter.group import Group, NotStoredError, Write
-from exporter.journal.records import BirthRow, Committed, SeriesRow, Transaction, ValueRow
+from exporter.journal.derived_records import DerivedChanges, MarkRow, RestoredDerived
+from exporter.journal.records import BirthRow, Committed, SeriesRow, Transaction
 from exporter.journal.store import CommitFailedError, Journal
+from exporter.series import Lifecycle, Series
 from exporter.telemetry import Telemetry
 
 _PROBE_SECONDS: Final = 1.0
+_json = msgspec.json.Encoder()
 _Result = TypeVar("_Result")
 _Waiting = list[tuple["Write", asyncio.Future[Committed]]]
 
 log = structlog.get_logger()
 
 
+class DerivedState(Protocol):
+    """What the committer asks of the derived state."""
+
+    def changes(self, staged: Staged, marks: list[MarkRow], number: int, now_ms: int) -> DerivedChanges:
+        """Put together what a transaction has to store."""
+
+    def show(self, staged: Staged, changes: DerivedChanges) -> None:
+        """Make visible what is stored."""
+
+    def restore(self, restored: RestoredDerived) -> None:
+        """Take over what the journal holds, in place of everything there is."""
+
+
 class Committer:
     """Stores groups and other writes, one transaction at a time, and makes them visible."""
 
-    def __init__(
-        self, journal: Journal, counters: Counters, dedupe: DedupeWindow, telemetry: Telemetry, clock: Clock
+    def __init__(  # noqa: PLR0913 -- everything that a commit changes
+        self,
+        *,
+        journal: Journal,
+        lifecycle: Lifecycle,
+        counters: Counters,
+        figures: Figures,
+        dedupe: DedupeWindow,
+        derived: DerivedState | None,
+        telemetry: Telemetry,
+        clock: Clock,
     ) -> None:
         """Take over an opened journal and what was restored from it."""
         self._journal = journal
+        self._lifecycle = lifecycle
         self._counters = counters
+        self._figures = figures
+        self._derived = derived
         self._dedupe = dedupe
         self._telemetry = telemetry
         self._clock = clock
@@ -81,7 +112,7 @@ class Committer:
         while True:
             await self._work.wait()
             self._work.clear()
-            while self.group.events or self.group.waiters or self._writes:
+            while self._writes or not self.group.is_empty:
                 await self._commit_next()
             if self._stopping.is_set():
                 return
@@ -127,46 +158,60 @@ class Committer:
     async def _in_thread(self, function: Callable[..., _Result], *args: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
-    def _transaction(self, group: Group, writes: list[Write]) -> tuple[Transaction, list[Cell]]:
+    def _transaction(self, group: Group, writes: list[Write]) -> tuple[Transaction, list[Series]]:
         transaction = Transaction(self._journal.totals.last_transaction + 1, self._clock.wall_ms())
         now_ms = transaction.now_ms
         deltas = group.deltas
-        for cell in self._counters.unstored:
-            value = cell.value + deltas.get(cell, 0)
-            transaction.new_series.append(SeriesRow(cell.series_id, *cell.labels, value, cell.birth, now_ms))
+        for series in self._lifecycle.unstored:
+            value = series.value + deltas.get(series, 0)
+            labels = _json.encode(series.labels).decode()
+            transaction.new_series.append(
+                SeriesRow(series.series_id, series.family.name, labels, value, series.birth, now_ms)
+            )
         transaction.values = [
-            ValueRow(cell.value + delta, now_ms, cell.series_id) for cell, delta in deltas.items() if cell.stored
+            (series.value + delta, now_ms, series.series_id) for series, delta in deltas.items() if series.stored
         ]
         transaction.event_ids = list(group.event_ids)
         transaction.lines = group.lines
-        expired: list[Cell] = []
+        expired: list[Series] = []
+        marks: list[MarkRow] = []
         for write in writes:
-            transaction.births += [BirthRow(birth, cell.series_id) for cell, birth in write.births]
-            expired += [cell for cell in write.expired if cell.stored and cell not in deltas]
+            transaction.births += [BirthRow(birth, series.series_id) for series, birth in write.births]
+            expired += [series for series in write.expired if series.stored and series not in deltas]
             transaction.delivered += write.delivered
             transaction.dead_letters += write.dead_letters
-        transaction.expired_series = [cell.series_id for cell in expired]
-        transaction.expired_events = sum(cell.value for cell in expired)
+            transaction.lines = [*transaction.lines, *write.lines] if write.lines else transaction.lines
+            marks += write.marks
+        transaction.expired_series = [series.series_id for series in expired]
+        transaction.expired_events = sum(series.value for series in expired if series.family is EVENTS)
+        if self._derived is not None:
+            transaction.derived = self._derived.changes(group.derived, marks, transaction.number, now_ms)
         return transaction, expired
 
-    def _show(self, group: Group, writes: list[Write], transaction: Transaction, expired: list[Cell]) -> None:
+    def _show(self, group: Group, writes: list[Write], transaction: Transaction, expired: list[Series]) -> None:
         """Make visible what is stored: the one place where anything that `/metrics` shows changes."""
         self.in_flight = None
         stored_ids = {row.series_id for row in transaction.new_series}
-        self._counters.mark_stored(stored_ids)
-        for cell, delta in group.deltas.items():
-            cell.value += delta
-            cell.last_ms = transaction.now_ms
+        if stored_ids:
+            self._lifecycle.mark_stored(stored_ids)
+        for series, delta in group.deltas.items():
+            series.value += delta
+            series.last_ms = transaction.now_ms
         for write in writes:
-            for cell, birth in write.births:
-                cell.birth = birth
+            for series, birth in write.births:
+                series.birth = birth
         if expired:
+            self._counters.note_expired(expired)
+            gone = self._lifecycle.expire(expired, self.group.deltas)
+            self._counters.remove(gone)
+            self._figures.remove(gone)
             self.on_expired()
-            self._counters.expire(expired, self.group.deltas)
             self._telemetry.series_expired.inc(len(expired))
         self._dedupe.add(group.event_ids, transaction.now_ms)
+        if self._derived is not None and transaction.derived is not None:
+            self._derived.show(group.derived, transaction.derived)
         self._telemetry.events["accepted", ""].inc(group.events)
-        if group.lines:
+        if transaction.lines:
             self.on_stored()
 
     def _discard(self, group: Group, writes: _Waiting, error: BaseException) -> None:
@@ -198,6 +243,8 @@ class Committer:
                 await asyncio.wait_for(self._stopping.wait(), _PROBE_SECONDS)
             try:
                 last_stored = await self._in_thread(self._journal.recover)
+                if self._derived is not None:
+                    self._derived.restore(await self._in_thread(self._journal.read_derived))
             except CommitFailedError as again:
                 log.debug("journal still cannot be written", error=str(again), first_error=str(error))
                 continue

@@ -131,6 +131,8 @@ def render(name: str, value: object) -> str:
         text = format_duration(value)
     elif name.endswith("_bytes") and isinstance(value, int):
         text = format_size(value)
+    elif isinstance(value, tuple):
+        text = ",".join(format_duration(bound) for bound in value)
     elif isinstance(value, frozenset):
         text = ",".join(sorted(value))
     else:

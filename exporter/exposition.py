@@ -1,88 +1,153 @@
 """The `/metrics` page: Prometheus's text format or OpenMetrics.
 
-The small families are rendered by prometheus-client. The event family may have a hundred thousand series, for which
-`generate_latest` stops the event loop for more than a second; it is joined from text that each cell keeps, in chunks,
-with a pause for other requests between them. Both ways give the same page when parsed; a test compares them.
+The small families are rendered by prometheus-client. The families that are stored may have a hundred thousand series,
+for which `generate_latest` stops the event loop for more than a second; they are joined from text that each series
+keeps, in chunks, with a pause for other requests between them. Both ways give the same page when parsed; a test
+compares them.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.utils import floatToGoString
 
-from exporter.counters import METRIC_HELP, METRIC_NAME, Cell, Counters
+from exporter.counters import EVENTS, Counters
+from exporter.derived.families import FAMILIES
+from exporter.derived.figures import Figures, Histogram
 from exporter.journal.records import Birth
-from exporter.labels import Labels
+from exporter.series import Family, MetricType, Series
 
 OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SERIES_A_CHUNK: Final = 2000
+_HISTOGRAMS_A_CHUNK: Final = 200
 _EOF: Final = b"# EOF\n"
 
 
-def shown_value(cell: Cell, *, to_scraper: bool) -> int | None:
+def shown_value(series: Series, *, to_scraper: bool) -> int | None:
     """Give the value that may be shown of a series: None if it must not appear at all."""
-    if not to_scraper or cell.birth is Birth.FULL:
-        return cell.value
-    return 0 if cell.birth is Birth.ZERO else None
+    if not to_scraper or series.birth is Birth.FULL:
+        return series.value
+    return 0 if series.birth is Birth.ZERO else None
 
 
-class EventCollector:
-    """The event family for a prometheus-client registry."""
+class StoredCollector:
+    """The stored families for a prometheus-client registry."""
 
-    def __init__(self, counters: Counters, *, to_scraper: bool = False) -> None:
-        """Show the cells of a store as a scraper may see them, or as everyone else may."""
+    def __init__(self, counters: Counters, figures: Figures, *, to_scraper: bool = False) -> None:
+        """Show series as a scraper may see them, or as everyone else may."""
         self._counters = counters
+        self._figures = figures
         self._to_scraper = to_scraper
 
     def collect(self) -> Iterator[Metric]:
-        """Give the family with its present values."""
-        family = CounterMetricFamily(METRIC_NAME, METRIC_HELP, labels=Labels._fields)
-        for cell in self._counters:
-            value = shown_value(cell, to_scraper=self._to_scraper)
+        """Give the families with their present values."""
+        yield self._scalars(EVENTS, self._counters)
+        for family in FAMILIES:
+            if family.type is not MetricType.HISTOGRAM:
+                yield self._scalars(family, self._figures.of(family))
+                continue
+            metric = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+            for histogram in self._figures.histograms(family):
+                values = histogram_values(histogram, to_scraper=self._to_scraper)
+                if values is not None:
+                    bounds = [bucket.labels[-1] for bucket in histogram.buckets]
+                    buckets = list(zip(bounds, values[:-1], strict=True))
+                    metric.add_metric(list(histogram.sum.labels[:-1]), buckets, values[-1] / 1000)
+            yield metric
+
+    def _scalars(self, family: Family, stored: Iterable[Series]) -> Metric:
+        kind = CounterMetricFamily if family.type is MetricType.COUNTER else GaugeMetricFamily
+        metric = kind(family.name, family.help, labels=family.labels)
+        for series in stored:
+            value = shown_value(series, to_scraper=self._to_scraper)
             if value is not None:
-                family.add_metric(list(cell.labels), value)
-        yield family
+                metric.add_metric(list(series.labels), value)
+        return metric
 
 
-def registry_of_everything(small: CollectorRegistry, counters: Counters) -> CollectorRegistry:
-    """Give one registry that holds all families, for use with prometheus-client's own tools."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(small)
-    registry.register(EventCollector(counters))
-    return registry
+def histogram_values(histogram: Histogram, *, to_scraper: bool) -> list[int] | None:
+    """Give a histogram's cumulative counts and, at the end, its sum in milliseconds; None if it must not appear."""
+    values: list[int] = []
+    count = 0
+    for series in (*histogram.buckets, histogram.sum):
+        value = shown_value(series, to_scraper=to_scraper)
+        if value is None:
+            return None
+        count += value
+        values.append(count)
+    values[-1] = count - values[-2]
+    return values
 
 
-async def render(small: CollectorRegistry, counters: Counters, *, openmetrics: bool, to_scraper: bool) -> bytes:
-    """Render the page.
+class Page:
+    """The page of all metrics."""
 
-    Args:
-        small: the registry of the small families.
-        counters: the event family's cells.
-        openmetrics: whether to write OpenMetrics rather than the text format.
-        to_scraper: whether births are to be held back.
-    """
-    if openmetrics:
-        head, name = generate_openmetrics(small).removesuffix(_EOF), METRIC_NAME
-    else:
-        head, name = generate_latest(small), f"{METRIC_NAME}_total"
-    chunks = [head, f"# HELP {name} {METRIC_HELP}\n# TYPE {name} counter\n".encode()]
-    cells = iter(counters)
-    while chunk := list(islice(cells, _SERIES_A_CHUNK)):
-        if to_scraper:
-            chunks.append(_lines(chunk).encode())
+    def __init__(self, small: CollectorRegistry, counters: Counters, figures: Figures) -> None:
+        """Set what is shown.
+
+        Args:
+            small: the registry of the small families.
+            counters: the events.
+            figures: the derived figures.
+        """
+        self._small = small
+        self._counters = counters
+        self._figures = figures
+
+    def registry(self, *, to_scraper: bool = False) -> CollectorRegistry:
+        """Give one registry that holds all families, for use with prometheus-client's own tools."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self._small)
+        registry.register(StoredCollector(self._counters, self._figures, to_scraper=to_scraper))
+        return registry
+
+    async def render(self, *, openmetrics: bool, to_scraper: bool) -> bytes:
+        """Render the page.
+
+        Args:
+            openmetrics: whether to write OpenMetrics rather than the text format.
+            to_scraper: whether births are to be held back.
+        """
+        if openmetrics:
+            chunks = [generate_openmetrics(self._small).removesuffix(_EOF)]
         else:
-            chunks.append("".join([f"{cell.text}{cell.value}\n" for cell in chunk]).encode())
-        await asyncio.sleep(0)
-    if openmetrics:
-        chunks.append(_EOF)
-    return b"".join(chunks)
+            chunks = [generate_latest(self._small)]
+        for family in (EVENTS, *FAMILIES):
+            name = family.name if openmetrics else family.sample_name
+            chunks.append(f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n".encode())
+            if family.type is MetricType.HISTOGRAM:
+                histograms = iter(self._figures.histograms(family))
+                while some := list(islice(histograms, _HISTOGRAMS_A_CHUNK)):
+                    chunks.append("".join([_histogram_lines(each, to_scraper=to_scraper) for each in some]).encode())
+                    await asyncio.sleep(0)
+                continue
+            series = iter(self._counters if family is EVENTS else self._figures.of(family))
+            while chunk := list(islice(series, _SERIES_A_CHUNK)):
+                chunks.append(_lines(chunk, to_scraper=to_scraper).encode())
+                await asyncio.sleep(0)
+        if openmetrics:
+            chunks.append(_EOF)
+        return b"".join(chunks)
 
 
-def _lines(cells: list[Cell]) -> str:
-    values = ((cell.text, shown_value(cell, to_scraper=True)) for cell in cells)
+def _lines(chunk: list[Series], *, to_scraper: bool) -> str:
+    if not to_scraper:
+        return "".join([f"{series.text}{series.value}\n" for series in chunk])
+    values = ((series.text, shown_value(series, to_scraper=True)) for series in chunk)
     return "".join([f"{text}{value}\n" for text, value in values if value is not None])
+
+
+def _histogram_lines(histogram: Histogram, *, to_scraper: bool) -> str:
+    values = histogram_values(histogram, to_scraper=to_scraper)
+    if values is None:
+        return ""
+    *counts, sum_ms = values
+    buckets = "".join([f"{bucket.text}{count}\n" for bucket, count in zip(histogram.buckets, counts, strict=True)])
+    total = floatToGoString(sum_ms / 1000)
+    return f"{buckets}{histogram.count_text}{counts[-1]}\n{histogram.sum.text}{total}\n"

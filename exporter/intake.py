@@ -1,6 +1,7 @@
 """Intake: stages the events of a batch, and waits until they are on disk."""
 
 import asyncio
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -9,6 +10,7 @@ from exporter.clock import Clock
 from exporter.commit import Committer
 from exporter.counters import Cell, Counters
 from exporter.dedupe import DedupeWindow
+from exporter.derived.derivation import Derivation
 from exporter.events import UNKNOWN, Batch, Event, Rejection
 from exporter.group import Group, NotStoredError
 from exporter.identity import identity
@@ -72,6 +74,7 @@ class Intake:
         counters: Counters,
         dedupe: DedupeWindow,
         points: PointEncoder,
+        derivation: Derivation | None,
         committer: Committer,
         telemetry: Telemetry,
         clock: Clock,
@@ -83,6 +86,7 @@ class Intake:
         self._counters = counters
         self._dedupe = dedupe
         self._points = points
+        self.derivation = derivation
         self._committer = committer
         self._telemetry = telemetry
         self._clock = clock
@@ -168,9 +172,14 @@ class Intake:
             if placed is None or isinstance(placed, Rejection):
                 return placed
             cell, raw = placed
+        derivation = self.derivation
+        device = 0 if derivation is None else derivation.device_hash(event.device_id)
+        sent = event if is_plain or derivation is None else copy(event)
         # The line comes first: if it could not be made, nothing of the event is staged.
         line = self._points.encode(event, cell.prefix, raw, event_id, is_plain=is_plain)
         group.deltas[cell] = group.deltas.get(cell, 0) + 1
+        if derivation is not None:
+            derivation.observe(sent, cell, device, group, now_ms)
         if event_id is not None:
             group.event_ids[event_id] = None
         group.lines.append(line)

@@ -16,6 +16,7 @@ from exporter.lineprotocol import clean
 
 OTHER: Final = "other"
 _FREE_VERSIONS: Final = frozenset({"builtin", UNKNOWN, OTHER})
+_FREE_CHANNELS: Final = frozenset({UNKNOWN, OTHER})
 _FREE_APPS: Final = frozenset({UNKNOWN, OTHER})
 _MAX_LABEL_LENGTH: Final = 128
 _FREE_SHARE: Final = 0.8
@@ -130,6 +131,7 @@ class LabelPolicy:
         self._on_overflow = on_overflow
         self._apps = CappedValues(max_apps, _NEW_APPS_AN_HOUR, monotonic)
         self._versions: dict[str, CappedValues] = {}
+        self._channels: dict[str, CappedValues] = {}
         self._unknown_actions = CappedValues(max_unknown_actions, None, monotonic)
 
     def place(self, event: Event) -> Placement:
@@ -149,14 +151,39 @@ class LabelPolicy:
             tuple(raw),
         )
 
+    def place_version(self, app_id: str, version_name: str | None) -> str:
+        """Find the label of another version that an event of an app names, such as the one that was replaced."""
+        text, _ = split_version(version_name or "")
+        return self._cap("version", text, lambda value: self._admit_version(app_id, value), []) if text else UNKNOWN
+
+    def place_channel(self, app_id: str, channel: str | None) -> str:
+        """Find the label of an event's channel."""
+        return (
+            self._cap("channel", channel, lambda value: self._admit_channel(app_id, value), []) if channel else UNKNOWN
+        )
+
     def restore(self, labels: Labels) -> None:
         """Take the places of a series that the journal holds."""
         if labels.app_id not in _FREE_APPS and labels.app_id not in self._reserved_apps:
             self._apps.restore(labels.app_id)
         if labels.action not in BY_NAME and labels.action != OTHER:
             self._unknown_actions.restore(labels.action)
-        if labels.version not in _FREE_VERSIONS:
-            self._versions_of(labels.app_id).restore(labels.version)
+        self.restore_version(labels.app_id, labels.version)
+
+    def restore_version(self, app_id: str, version: str) -> None:
+        """Take the place of a version."""
+        if version not in _FREE_VERSIONS:
+            self._versions_of(app_id).restore(version)
+
+    def restore_channel(self, app_id: str, channel: str) -> None:
+        """Take the place of a channel."""
+        if channel not in _FREE_CHANNELS:
+            self._channels_of(app_id).restore(channel)
+
+    def release_channels(self, channels: Iterable[tuple[str, str]]) -> None:
+        """Give back the places of channels that no series has any more; a channel comes with its app."""
+        for app_id, channel in channels:
+            self._channels_of(app_id).discard(channel)
 
     def release(self, *, apps: Iterable[str], versions: Iterable[tuple[str, str]], actions: Iterable[str]) -> None:
         """Give back the places of values that no series has any more; a version comes with its app."""
@@ -165,6 +192,7 @@ class LabelPolicy:
         for app_id in apps:
             self._apps.discard(app_id)
             self._versions.pop(app_id, None)
+            self._channels.pop(app_id, None)
         for action in actions:
             self._unknown_actions.discard(action)
 
@@ -196,6 +224,15 @@ class LabelPolicy:
 
     def _admit_version(self, app_id: str, value: str) -> bool:
         return value in _FREE_VERSIONS or self._versions_of(app_id).admit(value)
+
+    def _admit_channel(self, app_id: str, value: str) -> bool:
+        return value in _FREE_CHANNELS or self._channels_of(app_id).admit(value)
+
+    def _channels_of(self, app_id: str) -> CappedValues:
+        channels = self._channels.get(app_id)
+        if channels is None:
+            channels = self._channels[app_id] = CappedValues(self._max_versions, _NEW_VERSIONS_AN_HOUR, self._monotonic)
+        return channels
 
     def _versions_of(self, app_id: str) -> CappedValues:
         versions = self._versions.get(app_id)

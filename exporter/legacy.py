@@ -1,6 +1,7 @@
 """Old plugins' false `download_fail`: sent when there was no update at all."""
 
 import re
+from functools import lru_cache
 from typing import Final
 
 _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", re.ASCII)
@@ -10,6 +11,7 @@ _GOOD_BACKPORT: Final = (5, 50)
 _ELECTRON: Final = (0, 0)
 
 
+@lru_cache(maxsize=1024)
 def is_legacy_download_fail(platform: str | None, plugin_version: str | None) -> bool:
     """Tell whether a `download_fail` of this plugin may mean that there was no update.
 

@@ -10,12 +10,10 @@ from typing import Any, Final
 
 from aiohttp import web
 from isal import igzip
-from prometheus_client import CollectorRegistry
 
 from exporter import __version__
 from exporter.births import SCRAPE_HEADER, Births
-from exporter.counters import Counters
-from exporter.exposition import OPENMETRICS_TYPE, TEXT_TYPE, render
+from exporter.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Page
 from exporter.stats import bearer, reply_error
 
 _GZIP_LEVEL: Final = 1
@@ -26,10 +24,9 @@ _WEIGHT: Final = re.compile(r"q=([01](?:\.\d{0,3})?)")
 class MetricsHandler:
     """Answers `GET /metrics`."""
 
-    def __init__(self, registry: CollectorRegistry, counters: Counters, births: Births, token: str | None) -> None:
+    def __init__(self, page: Page, births: Births, token: str | None) -> None:
         """Set what is shown, and the bearer token that readers must show, if any."""
-        self._registry = registry
-        self._counters = counters
+        self._page = page
         self._births = births
         self._token = None if token is None else token.encode()
 
@@ -42,7 +39,7 @@ class MetricsHandler:
         openmetrics = accepts_openmetrics(request.headers.get("Accept", ""))
         to_scraper = SCRAPE_HEADER in request.headers
         async with self._births.scrape(request.transport) if to_scraper else contextlib.nullcontext():
-            page = await render(self._registry, self._counters, openmetrics=openmetrics, to_scraper=to_scraper)
+            page = await self._page.render(openmetrics=openmetrics, to_scraper=to_scraper)
             headers = {
                 "Content-Type": OPENMETRICS_TYPE if openmetrics else TEXT_TYPE,
                 "Vary": "Accept, Accept-Encoding",

@@ -1,5 +1,6 @@
 """Settings: their names, defaults, bounds and meanings."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from pydantic import (
 from exporter.units import parse_duration_seconds, parse_size_bytes
 
 PREFIX: Final = "EXPORTER_"
+MAX_BUCKETS: Final = 10
+"""Each bucket is a series for each app, platform and version."""
 
 
 def _duration(value: object) -> object:
@@ -37,9 +40,21 @@ def _names(value: object) -> object:
     return names
 
 
+def _buckets(value: object) -> object:
+    bounds = tuple(parse_duration_seconds(part) for part in value.split(",")) if isinstance(value, str) else value
+    if not isinstance(bounds, tuple) or not 0 < len(bounds) <= MAX_BUCKETS:
+        msg = f"{value!r} does not hold 1 to {MAX_BUCKETS} durations, like 1s,10s,2m"
+        raise ValueError(msg)
+    if bounds[0] <= 0 or any(low >= high for low, high in pairwise(bounds)):
+        msg = f"{value!r} does not rise from bound to bound"
+        raise ValueError(msg)
+    return bounds
+
+
 Duration = Annotated[float, BeforeValidator(_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
 Names = Annotated[frozenset[str], BeforeValidator(_names)]
+Buckets = Annotated[tuple[float, ...], BeforeValidator(_buckets)]
 Privacy = Literal["keep", "hash", "drop"]
 
 
@@ -72,7 +87,12 @@ class Settings(BaseModel):
     max_versions_per_app: int = Field(100, ge=1, description="Versions of an app that get labels of their own.")
     max_apps: int = Field(50, ge=1, description="Apps that get labels of their own; allowed apps are reserved on top.")
     max_unknown_actions: int = Field(50, ge=0, description="Unknown actions that get labels of their own.")
-    max_series: int = Field(200_000, ge=100, description="Series of `capgo_stats_events_total` in all.")
+    max_series: int = Field(
+        200_000, ge=100, description="Series of `capgo_stats_events_total` in all, and as many of derived figures."
+    )
+    max_sketches: int = Field(
+        5000, ge=100, description="Daily sketches of distinct devices in all; each takes 4 KiB at most."
+    )
     series_ttl: Duration = Field(30 * 86400.0, ge=60, description="A series without an event for so long is expired.")
     scrape_interval: Duration = Field(
         60.0, gt=0, description="The longest scrape interval of all Prometheus servers that scrape this exporter."
@@ -88,6 +108,9 @@ class Settings(BaseModel):
         None, description="Token that devices must send, as last path segment, `?token=` or bearer header."
     )
     metrics_token: SecretStr | None = Field(None, description="Bearer token that `/metrics` demands.")
+    releases_token: SecretStr | None = Field(
+        None, description="Bearer token that `POST /releases` demands; unset: there is no such path."
+    )
     custom_id: Privacy = Field("hash", description="What InfluxDB gets of a device's custom id.")
     device_id: Privacy = Field("keep", description="What InfluxDB gets of the random install id.")
     hash_key: SecretStr | None = Field(
@@ -98,6 +121,17 @@ class Settings(BaseModel):
     )
     legacy_download_fail: Literal["keep", "drop"] = Field(
         "keep", description="Whether the false `download_fail` of old plugins are counted."
+    )
+    derived: Literal["on", "off"] = Field(
+        "on", description="Whether figures are derived: installs, failures, durations, devices, releases."
+    )
+    download_buckets: Buckets = Field(
+        (0.5, 2.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 7200.0),
+        description="Upper bounds of the buckets of downloads' durations, at most 10.",
+    )
+    launch_buckets: Buckets = Field(
+        (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 60.0),
+        description="Upper bounds of the buckets of launches' and page loads' durations, at most 10.",
     )
     influx_url: str | None = Field(None, description="InfluxDB's URL; unset: points wait in the journal.")
     influx_org: str = Field("", description="InfluxDB's organisation.")
@@ -138,7 +172,7 @@ class Settings(BaseModel):
             raise ValueError(msg)
         return value
 
-    @field_validator("ingest_token", "metrics_token", "hash_key", "influx_token")
+    @field_validator("ingest_token", "metrics_token", "releases_token", "hash_key", "influx_token")
     @classmethod
     def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().strip():
@@ -157,12 +191,14 @@ class Settings(BaseModel):
             problems.append("EXPORTER_INFLUX_TOKEN: set without EXPORTER_INFLUX_URL; set both or none")
         if self.influx_url is not None and self.influx_token is not None and "@" in urlsplit(self.influx_url).netloc:
             problems.append("EXPORTER_INFLUX_URL: holds credentials beside EXPORTER_INFLUX_TOKEN; keep one of the two")
+        if self.derived == "off" and self.releases_token is not None:
+            problems.append("EXPORTER_RELEASES_TOKEN: set although EXPORTER_DERIVED is off; unset one of the two")
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
 
-_RESERVED_PATHS: Final = frozenset({"", "/metrics", "/healthz", "/readyz"})
+_RESERVED_PATHS: Final = frozenset({"", "/metrics", "/healthz", "/readyz", "/releases"})
 SECRETS: Final = frozenset(
     name for name, field in Settings.model_fields.items() if field.annotation in {SecretStr, SecretStr | None}
 )

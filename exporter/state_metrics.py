@@ -13,7 +13,7 @@ class StateCollector:
     def __init__(
         self,
         totals: Callable[[], Totals],
-        series: Callable[[], int],
+        series: Callable[[], tuple[int, int]],
         expired_events: Callable[[], int],
         dedupe: Callable[[], tuple[int, float]],
     ) -> None:
@@ -21,7 +21,7 @@ class StateCollector:
 
         Args:
             totals: the journal's totals.
-            series: the number of series.
+            series: the number of series of events, and of derived figures.
             expired_events: events whose series are gone.
             dedupe: the number of remembered events, and the age in seconds of the time since which all are remembered.
         """
@@ -34,11 +34,13 @@ class StateCollector:
         """Give the metrics' present values."""
         totals = self._totals()
         remembered, window_seconds = self._dedupe()
+        series, derived_series = self._series()
         yield CounterMetricFamily(
             "capgo_exporter_expired_events", "Events of series that were removed.", value=self._expired_events()
         )
         for name, help_text, value in (
-            ("series", "Series of capgo_stats_events_total.", self._series()),
+            ("series", "Series of capgo_stats_events_total.", series),
+            ("derived_series", "Series of derived counters and histograms.", derived_series),
             ("dedupe_events", "Events remembered to recognise re-sent ones.", remembered),
             ("dedupe_window_seconds", "Age of the oldest time since which every event is remembered.", window_seconds),
             ("journal_points", "Points that wait in the journal for InfluxDB.", totals.points),

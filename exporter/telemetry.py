@@ -20,6 +20,16 @@ EVENT_OUTCOMES: Final = (
     ("filtered", "app_not_allowed"),
     ("filtered", "legacy_download_fail"),
 )
+SKIP_REASONS: Final = (
+    "legacy_download_fail",
+    "repeated_set",
+    "same_failure",
+    "no_device",
+    "duration_out_of_range",
+    "too_many_steps",
+    "forgotten_download",
+    "no_sketch",
+)
 BODY_PROBLEMS: Final = ("invalid_json", "invalid_shape", "invalid_encoding", "too_large", "unauthorized")
 REPLIES: Final = {
     "stats": (200, 400, 401, 413, 415, 500, 503),
@@ -27,6 +37,7 @@ REPLIES: Final = {
     "healthz": (200, 503),
     "readyz": (200, 503),
     "index": (200,),
+    "releases": (200, 400, 401, 413, 415, 500, 503),
     "none": (404, 405),
 }
 """The statuses that each handler is known to answer with."""
@@ -110,7 +121,7 @@ class Telemetry:
                 ["label"],
                 registry=registry,
             ),
-            ("app_id", "action", "version", "series"),
+            ("app_id", "action", "version", "channel", "series"),
         )
         self.clock_corrected = _labelled(
             Counter(
@@ -120,6 +131,20 @@ class Telemetry:
                 registry=registry,
             ),
             ("past", "future"),
+        )
+        self.derived_skipped = _labelled(
+            Counter(
+                "capgo_exporter_derived_skipped",
+                "Events, or durations, that a derived figure left out, by reason.",
+                ["reason"],
+                registry=registry,
+            ),
+            SKIP_REASONS,
+        )
+        self.derived_resets = Counter(
+            "capgo_exporter_derived_resets",
+            "Starts that found what is known of devices damaged, and began it anew.",
+            registry=registry,
         )
         self.fields_truncated = Counter(
             "capgo_exporter_fields_truncated", "Fields cut to the bounds of a point.", registry=registry

@@ -8,6 +8,7 @@ from aiohttp.typedefs import Middleware
 from exporter.clock import Clock
 from exporter.drain import Drain
 from exporter.operations import HealthHandler, MetricsHandler
+from exporter.releases_hook import ReleasesHandler
 from exporter.stats import StatsHandler, reply_error
 from exporter.telemetry import Telemetry
 
@@ -34,6 +35,11 @@ def operations_routes(metrics: MetricsHandler, health: HealthHandler) -> list[we
         web.get("/readyz", health.readyz),
         web.get("/", health.index),
     ]
+
+
+def releases_routes(handler: ReleasesHandler) -> list[web.RouteDef]:
+    """Give the route for release pipelines."""
+    return [web.post("/releases", handler.post)]
 
 
 def observe(telemetry: Telemetry, clock: Clock, drain: Drain) -> Middleware:
@@ -72,4 +78,6 @@ def _handler_name(request: web.Request) -> str:
         return "stats"
     if isinstance(owner, MetricsHandler):
         return "metrics"
+    if isinstance(owner, ReleasesHandler):
+        return "releases"
     return request.match_info.handler.__name__ if isinstance(owner, HealthHandler) else "none"

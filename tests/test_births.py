@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from exporter.actions import KEY_ACTIONS
 from exporter.births import Births, Scrapers
-from exporter.exposition import render
+from exporter.exposition import Page
 from exporter.journal.records import Committed, Transaction
 from exporter.journal.store import CommitFailedError, Journal
 from exporter.telemetry import Telemetry
@@ -266,10 +266,10 @@ async def test_a_page_that_nobody_waited_for_was_not_shown(
         monkeypatch.undo()
         await given_up.close()
         await wait_for(connections[0].is_closing, message="the server to notice")
-        return await render(*arguments, **options)
+        return await Page.render(*arguments, **options)
 
     monkeypatch.setattr(Births, "scrape", note_connection)
-    monkeypatch.setattr("exporter.operations.render", render_late)
+    monkeypatch.setattr(Page, "render", render_late)
     with pytest.raises(aiohttp.ClientError):
         await given_up.scrape()
     clock.advance(INTERVAL)

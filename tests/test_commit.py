@@ -519,7 +519,9 @@ async def test_an_event_of_a_series_whose_removal_seemed_to_fail_is_counted(
         assert {KEY: 2 - expired} == await server.counters()
         assert expired == await server.sample("capgo_exporter_expired_events_total")
         with closing(sqlite3.connect(server.settings.data_dir / FILE_NAME)) as connection:
-            rows = "SELECT sum(value), (SELECT expired_events FROM state) FROM series"
+            rows = (
+                "SELECT sum(value), (SELECT expired_events FROM state) FROM series WHERE family = 'capgo_stats_events'"
+            )
             assert [(2 - expired, expired)] == connection.execute(rows).fetchall()
 
 

@@ -12,18 +12,21 @@ import exporter.commit
 import exporter.expiry
 from exporter.actions import KEY_ACTIONS
 from exporter.clock import Clock
-from exporter.counters import Cell, Counters
+from exporter.counters import Counters
+from exporter.derived.families import KEY_REASONS
 from exporter.events import decode
 from exporter.expiry import Expiry
 from exporter.intake import Intake
 from exporter.journal.records import Committed, Transaction
 from exporter.journal.store import CommitFailedError, Journal
+from exporter.series import Series
 from tests.support.exporter import CounterKey
 from tests.support.inprocess import Running, running
 from tests.support.ports import wait_for
 
 HOUR = 3600.0
 TTL = 30 * 24 * HOUR
+KEY_FIGURES = 2 + len(KEY_REASONS)  # installs, uninstalls and failures are born with a version
 APP = "com.example.app"
 
 
@@ -104,8 +107,9 @@ async def test_silent_series_are_removed(time: Time) -> None:
         assert {key("2.0.0"): 1} == await exporter.counters()
         assert {"2.0.0"} == await versions(exporter)
         assert (4, 5) == (await expired(exporter), await events_in_all(exporter))
-        # Its own series and those of the key actions, of which `set` is one.
-        assert 1 + len(KEY_ACTIONS) == await exporter.sample("capgo_exporter_series_expired_total")
+        # Its own series and those of the key actions, of which `set` is one; the key figures, and the channel's.
+        gone = 1 + len(KEY_ACTIONS) + KEY_FIGURES + 1
+        assert gone == await exporter.sample("capgo_exporter_series_expired_total")
         assert 1 + len(KEY_ACTIONS) == await exporter.sample("capgo_exporter_series")
 
 
@@ -274,15 +278,13 @@ def _remember_instances(monkeypatch: pytest.MonkeyPatch, intakes: list[Intake]) 
 
 def _at_each_removal(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     """Do something right after cells were taken out."""
-    expire = Counters.expire
+    remove = Counters.remove
 
-    def expire_and_act(self: Counters, cells: Iterable[Cell], staged: Iterable[Cell]) -> int:
-        try:
-            return expire(self, cells, staged)
-        finally:
-            action()
+    def remove_and_act(self: Counters, gone: Iterable[Series]) -> None:
+        remove(self, gone)
+        action()
 
-    monkeypatch.setattr(Counters, "expire", expire_and_act)
+    monkeypatch.setattr(Counters, "remove", remove_and_act)
 
 
 async def test_removal_that_cannot_be_stored(time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +307,7 @@ async def test_removal_that_cannot_be_stored(time: Time, monkeypatch: pytest.Mon
         await wait_for(lambda: len(seen) == 3)
         await wait_for(lambda: _is_gone(running_exporter))
         # The same series each time: none was taken for removed before it was.
-        assert [1 + len(KEY_ACTIONS)] * 3 == seen
+        assert [1 + len(KEY_ACTIONS) + KEY_FIGURES] * 3 == seen
         assert 1 == await events_in_all(running_exporter)
 
 

@@ -19,16 +19,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.counters import Cell, Counters
-from exporter.exposition import (
-    OPENMETRICS_TYPE,
-    TEXT_TYPE,
-    EventCollector,
-    registry_of_everything,
-    render,
-)
+from exporter.derived.families import FAMILIES
+from exporter.derived.figures import Figures
+from exporter.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Page
 from exporter.journal.records import Birth
 from exporter.labels import Labels
 from exporter.operations import accepts_gzip, accepts_openmetrics
+from exporter.series import Lifecycle, MetricType
 from exporter.telemetry import Telemetry
 from tests.support.exporter import EVENTS_TOTAL, parse_counters
 from tests.support.inprocess import ManualClock, running
@@ -122,32 +119,46 @@ SERIES = st.dictionaries(
 )
 
 
-def counters_of(series: Mapping[Labels, tuple[int, Birth]]) -> Counters:
-    """Make a store as a restart finds it."""
-    counters = Counters(10_000, lambda _label, _value: None)
+BOUNDS = {family: (0.5, 2.0, 7200.0) for family in FAMILIES if family.type is MetricType.HISTOGRAM}
+
+
+def page_of(series: Mapping[Labels, tuple[int, Birth]], small: CollectorRegistry) -> Page:
+    """Make a page of the series of a store, as a restart finds it."""
+    lifecycle = Lifecycle()
+    counters = Counters(lifecycle, 10_000, ignore)
     cells = []
     for number, (labels, (value, birth)) in enumerate(series.items(), start=1):
-        cell = Cell(number, labels, 0)
+        cell = Cell(labels, 0)
+        cell.series_id = number
         cell.value = value
         cell.birth = birth
         cells.append(cell)
     counters.restore(cells, 0)
-    return counters
+    figures = Figures(lifecycle, BOUNDS, 10_000, ignore)
+    for family in FAMILIES:
+        for labels, (value, birth) in series.items():
+            names = tuple(labels[: len(family.labels)]) + labels[: max(0, len(family.labels) - len(labels))]
+            if family.type is MetricType.HISTOGRAM:
+                histogram = figures.histogram(family, names, 0)
+                parts = [*histogram.buckets, histogram.sum]
+            else:
+                parts = [figures.find(family, names, 0)]
+            for number, part in enumerate(parts):
+                part.value = value % (1 << 40) + number
+                part.birth = birth
+    lifecycle.mark_stored({each.series_id for each in lifecycle.unstored})
+    return Page(small, counters, figures)
 
 
-async def renderings(
-    counters: Counters, *, openmetrics: bool, to_scraper: bool
-) -> tuple[dict[str, Metric], dict[str, Metric]]:
+def ignore(label: str, value: str) -> None:
+    """Do nothing about a cap that was reached."""
+
+
+async def renderings(page: Page, *, openmetrics: bool, to_scraper: bool) -> tuple[dict[str, Metric], dict[str, Metric]]:
     """Return the families as prometheus-client renders them, and as the fast way does."""
-    small = CollectorRegistry()
-    if to_scraper:
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(EventCollector(counters, to_scraper=True))
-    else:
-        registry = registry_of_everything(small, counters)
     generate, parse = (generate_openmetrics, parse_openmetrics) if openmetrics else (generate_latest, parse_text)
-    slow = generate(registry).decode()
-    fast = (await render(small, counters, openmetrics=openmetrics, to_scraper=to_scraper)).decode()
+    slow = generate(page.registry(to_scraper=to_scraper)).decode()
+    fast = (await page.render(openmetrics=openmetrics, to_scraper=to_scraper)).decode()
     return by_name(parse(slow)), by_name(parse(fast))
 
 
@@ -167,10 +178,11 @@ def test_both_renderings_are_equal(
     to_scraper: bool,  # noqa: FBT001 -- drawn by hypothesis
 ) -> None:
     """Whatever the labels are, the fast page and prometheus-client's own parse to the same, with the labels intact."""
-    slow, fast = asyncio.run(renderings(counters_of(series), openmetrics=openmetrics, to_scraper=to_scraper))
+    page = page_of(series, CollectorRegistry())
+    slow, fast = asyncio.run(renderings(page, openmetrics=openmetrics, to_scraper=to_scraper))
     assert slow == fast
     shown = {labels for labels, (_, birth) in series.items() if not (to_scraper and birth is Birth.HIDDEN)}
-    parsed = {Labels(**sample.labels) for family in fast.values() for sample in family.samples}
+    parsed = {Labels(**sample.labels) for sample in fast["capgo_stats_events"].samples}
     assert shown == parsed
 
 
@@ -178,12 +190,7 @@ def test_both_renderings_are_equal(
 async def test_both_renderings_are_equal_beyond_one_chunk(*, openmetrics: bool) -> None:
     """A page of several chunks with all families loses no series and repeats none."""
     series = {Labels("app", "ios", "set", f"1.{number}", "prod"): (number, Birth.FULL) for number in range(4500)}
-    counters = counters_of(series)
-    telemetry = Telemetry()
-    generate, parse = (generate_openmetrics, parse_openmetrics) if openmetrics else (generate_latest, parse_text)
-    slow = by_name(parse(generate(registry_of_everything(telemetry.registry, counters)).decode()))
-    page = await render(telemetry.registry, counters, openmetrics=openmetrics, to_scraper=False)
-    fast = by_name(parse(page.decode()))
+    slow, fast = await renderings(page_of(series, Telemetry().registry), openmetrics=openmetrics, to_scraper=False)
     volatile = [name for name in slow if name.startswith("process_")]
     for name in volatile:
         del slow[name], fast[name]

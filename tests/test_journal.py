@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from exporter.counters import EVENTS
 from exporter.journal import store
 from exporter.journal.codec import compress, decompress
 from exporter.journal.lock import DirectoryLock, LockedError
 from exporter.journal.opening import FILE_NAME, UnusableError, open_journal
 from exporter.journal.reader import JournalReader
-from exporter.journal.records import BirthRow, DeadLetter, Restored, SeriesRow, Totals, Transaction, ValueRow
+from exporter.journal.records import BirthRow, DeadLetter, Restored, SeriesRow, Totals, Transaction
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION
 from exporter.journal.store import Journal
 from tests.conftest import StartExporter
@@ -24,7 +25,7 @@ from tests.support.inprocess import running
 from tests.support.ports import wait_for
 
 NOW_MS = 1_795_140_000_000
-SERIES = SeriesRow(1, "com.example.shop", "ios", "set", "1.0.0", "prod", 3, 0, NOW_MS)
+SERIES = SeriesRow(1, EVENTS.name, '["com.example.shop","ios","set","1.0.0","prod"]', 3, 0, NOW_MS)
 
 
 def opened(data_dir: Path, *, max_bytes: int | None = None, max_event_ids: int = 1000) -> Journal:
@@ -67,7 +68,7 @@ def test_a_transaction_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         Transaction(
             2,
             NOW_MS + 1,
-            values=[ValueRow(8, NOW_MS + 1, 1)],
+            values=[(8, NOW_MS + 1, 1)],
             births=[BirthRow(2, 1)],
             event_ids=[7],
             lines=lines(1),
@@ -164,7 +165,7 @@ DAMAGING = (
     "UPDATE event_ids SET ids = substr(ids, 1, 13)",
     "UPDATE event_ids SET now_ms = 'now'",
     "UPDATE series SET value = 'many'",
-    "UPDATE series SET version = x'ff'",
+    "UPDATE series SET labels = x'ff'",
     "UPDATE series SET birth = 9",
 )
 
@@ -410,7 +411,7 @@ def test_damaged_points_are_an_error_that_can_be_handled() -> None:
     blob = compress(lines(100))
     assert lines(100) == decompress(blob)
     for damaged in (b"garbage", blob[:-9], blob[:20] + b"\x00\xff" * 10 + blob[40:]):
-        with pytest.raises(ValueError, match="damaged points"):
+        with pytest.raises(ValueError, match="damaged"):
             decompress(damaged)
 
 

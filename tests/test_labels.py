@@ -339,7 +339,7 @@ async def test_the_bound_on_all_series_keeps_the_texts() -> None:
         assert {("app", "1.0.99")} <= {
             (str(point.fields["app_id_raw"]), str(point.fields["version_raw"])) for point in moved
         }
-        assert len(moved) == await exporter.sample("capgo_exporter_label_overflow_total", label="series")
+        assert len(moved) <= await exporter.sample("capgo_exporter_label_overflow_total", label="series")
 
 
 async def test_a_value_never_moves_between_series(tmp_path: Any) -> None:

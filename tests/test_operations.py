@@ -8,6 +8,7 @@ import pytest
 
 from exporter import __version__
 from exporter.expiry import Expiry
+from exporter.exposition import Page
 from exporter.journal.records import Committed, Transaction
 from exporter.journal.store import CommitFailedError, Journal
 from tests.support import recordings
@@ -226,6 +227,6 @@ async def test_a_handler_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError(message)
 
     async with running() as exporter:
-        monkeypatch.setattr("exporter.operations.render", fail)
+        monkeypatch.setattr(Page, "render", fail)
         assert (await exporter.request("GET", "/metrics")).status == 500
         assert await exporter.sample("capgo_exporter_http_requests_total", handler="metrics", code="500") == 1

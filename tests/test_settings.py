@@ -16,6 +16,8 @@ from exporter.settings import SECRETS, Settings, split_address, variable
 DAY = 86_400.0
 
 # Name, default, a text to set, the value it becomes.
+DOWNLOAD_BUCKETS = (0.5, 2.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 7200.0)
+LAUNCH_BUCKETS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 60.0)
 TABLE: list[tuple[str, Any, str, Any]] = [
     ("EXPORTER_LISTEN", "0.0.0.0:9746", "[::1]:80", "[::1]:80"),
     ("EXPORTER_METRICS_LISTEN", None, "127.0.0.1:9747", "127.0.0.1:9747"),
@@ -29,17 +31,22 @@ TABLE: list[tuple[str, Any, str, Any]] = [
     ("EXPORTER_MAX_APPS", 50, "7", 7),
     ("EXPORTER_MAX_UNKNOWN_ACTIONS", 50, "0", 0),
     ("EXPORTER_MAX_SERIES", 200_000, "1000", 1000),
+    ("EXPORTER_MAX_SKETCHES", 5000, "100", 100),
     ("EXPORTER_SERIES_TTL", 30 * DAY, "2w", 14 * DAY),
     ("EXPORTER_SCRAPE_INTERVAL", 60.0, "15", 15.0),
     ("EXPORTER_DEDUPE_EVENTS", 1_000_000, "5000", 5000),
     ("EXPORTER_ALLOWED_APPS", frozenset(), " com.a, com.b,,-unknown", frozenset({"com.a", "com.b", "-unknown"})),
     ("EXPORTER_INGEST_TOKEN", None, "s3cret-1", SecretStr("s3cret-1")),
     ("EXPORTER_METRICS_TOKEN", None, "s3cret-2", SecretStr("s3cret-2")),
+    ("EXPORTER_RELEASES_TOKEN", None, "s3cret-5", SecretStr("s3cret-5")),
     ("EXPORTER_CUSTOM_ID", "hash", "drop", "drop"),
     ("EXPORTER_DEVICE_ID", "keep", "hash", "hash"),
     ("EXPORTER_HASH_KEY", None, "s3cret-3", SecretStr("s3cret-3")),
     ("EXPORTER_UNKNOWN_ACTIONS", "accept", "reject", "reject"),
     ("EXPORTER_LEGACY_DOWNLOAD_FAIL", "keep", "drop", "drop"),
+    ("EXPORTER_DERIVED", "on", "off", "off"),
+    ("EXPORTER_DOWNLOAD_BUCKETS", DOWNLOAD_BUCKETS, "1s,2m", (1.0, 120.0)),
+    ("EXPORTER_LAUNCH_BUCKETS", LAUNCH_BUCKETS, " 250ms , 1", (0.25, 1.0)),
     ("EXPORTER_INFLUX_URL", None, "https://influx.example:8086/x", "https://influx.example:8086/x"),
     ("EXPORTER_INFLUX_ORG", "", "acme", "acme"),
     ("EXPORTER_INFLUX_TOKEN", None, "s3cret-4", SecretStr("s3cret-4")),
@@ -52,6 +59,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [
 SECRET_NAMES = [
     "EXPORTER_INGEST_TOKEN",
     "EXPORTER_METRICS_TOKEN",
+    "EXPORTER_RELEASES_TOKEN",
     "EXPORTER_HASH_KEY",
     "EXPORTER_INFLUX_TOKEN",
 ]
@@ -369,3 +377,19 @@ def test_secrets_and_passwords_are_masked() -> None:
 def test_split_address(address: str, expected: tuple[str, int]) -> None:
     """The brackets of an IPv6 address belong to the notation."""
     assert expected == split_address(address)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "1s,1s", "2s,1s", "0,1", "-1s,1s", "1s,x", ",".join(f"{number}s" for number in range(1, 12))]
+)
+def test_buckets_rise_and_are_few(text: str) -> None:
+    """Bounds of buckets must be durations that rise, from above 0, and at most 10."""
+    assert ["EXPORTER_LAUNCH_BUCKETS"] == [
+        line.partition(":")[0] for line in problems({"EXPORTER_LAUNCH_BUCKETS": text or " "})
+    ]
+
+
+def test_releases_need_derived_figures() -> None:
+    """A token for a path that would not be there is a contradiction."""
+    lines = problems({"EXPORTER_DERIVED": "off", "EXPORTER_RELEASES_TOKEN": "t"})
+    assert ["EXPORTER_RELEASES_TOKEN: set although EXPORTER_DERIVED is off; unset one of the two"] == lines

@@ -14,10 +14,12 @@ from structlog.testing import capture_logs
 
 from exporter import telemetry
 from exporter.labels import Labels
-from tests.support.inprocess import Running, running
+from tests.support import everything
+from tests.support.inprocess import ManualClock, Running, running
 from tests.support.tables import table_rows
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "metrics.md"
+README = Path(__file__).parents[1] / "README.md"
 PREFIX = "capgo_exporter_"
 EVENTS = "capgo_stats_events_total"
 # Units that are no base units, as parts of a name.
@@ -38,6 +40,18 @@ OTHER_UNITS = {
 }
 # What a name says that must come with a unit.
 UNITS = {"duration": "seconds", "interval": "seconds", "gap": "seconds", "window": "seconds", "timestamp": "seconds"}
+# Families that are named after what one of their labels tells apart.
+NAMED_AFTER_A_LABEL = {
+    "capgo_exporter_label_overflow_total": {"label"},
+    "capgo_channel_updates_total": {"channel"},
+    "capgo_download_kind_duration_seconds": {"kind"},
+    "capgo_version_devices": {"version"},
+    "capgo_version_affected_devices": {"version"},
+    "capgo_version_issue_free_ratio": {"version"},
+    "capgo_version_adoption_ratio": {"version"},
+    "capgo_version_first_seen_timestamp_seconds": {"version"},
+    "capgo_version_rank_info": {"version", "rank"},
+}
 EVENT = {"app_id": "com.example.shop", "platform": "ios", "action": "set", "version_name": "1.0.0", "device_id": "d"}
 SECRETS = {
     "ingest_token": "secret-of-the-devices",
@@ -75,21 +89,28 @@ async def page_of(exporter: Running) -> dict[str, Metric]:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
+async def full_page() -> dict[str, Metric]:
+    """Return the families of an exporter of which each has a sample."""
+    clock = ManualClock()
+    async with running(everything.SETTINGS, clock.clock) as exporter:
+        await everything.fill(exporter, clock)
+        return await page_of(exporter)
+
+
 async def test_names_follow_the_conventions() -> None:
     """Every name has our prefix, `_total` if and only if it counts, base units, and no label's name in it."""
-    async with running() as exporter:
-        await exporter.post(EVENT)
-        found = await page_of(exporter)
+    found = await full_page()
     assert EVENTS in found
     for name, family in found.items():
         parts = set(name.split("_"))
-        assert name == EVENTS or name.startswith(PREFIX), name
+        assert name.startswith("capgo_"), name
         assert (family.type == "counter") == name.endswith("_total"), name
         assert set() == parts & OTHER_UNITS, name
         for word, unit in UNITS.items():
             assert word not in parts or name.endswith(f"_{unit}"), name
-        # `label` in capgo_exporter_label_overflow_total is no value of that label.
-        assert [] == [label for label in label_names(family) if label != "label" and f"_{label}_" in f"{name}_"], name
+        # `label` in capgo_exporter_label_overflow_total is no value of that label, nor `kind` and `channel` of theirs.
+        named = {label for label in label_names(family) if f"_{label}_" in f"{name}_"}
+        assert NAMED_AFTER_A_LABEL.get(name, set()) == named, name
 
 
 async def test_every_metric_has_help() -> None:
@@ -114,7 +135,7 @@ async def test_process_metrics_are_there() -> None:
 
 def own_series(found: Mapping[str, Metric]) -> dict[tuple[str, ...], float]:
     """Return the values of all series but those of the event counter, by name and labels."""
-    samples = [sample for name, family in found.items() if name != EVENTS for sample in family.samples]
+    samples = [sample for name, family in found.items() if name.startswith(PREFIX) for sample in family.samples]
     return {(each.name, *each.labels.values()): each.value for each in samples}
 
 
@@ -125,7 +146,11 @@ async def test_known_label_values_are_born_at_0() -> None:
     expected = {
         *(("capgo_exporter_events_total", *pair) for pair in telemetry.EVENT_OUTCOMES),
         *(("capgo_exporter_bodies_rejected_total", reason) for reason in telemetry.BODY_PROBLEMS),
-        *(("capgo_exporter_label_overflow_total", label) for label in ("app_id", "action", "version", "series")),
+        *(
+            ("capgo_exporter_label_overflow_total", label)
+            for label in ("app_id", "action", "version", "channel", "series")
+        ),
+        *(("capgo_exporter_derived_skipped_total", reason) for reason in telemetry.SKIP_REASONS),
         *(("capgo_exporter_clock_corrected_total", direction) for direction in ("past", "future")),
         *(("capgo_exporter_delivery_retries_total", reason) for reason in telemetry.DELIVERY_FAILURES),
         *(("capgo_exporter_delivery_failing", reason) for reason in telemetry.DELIVERY_FAILURES),
@@ -188,10 +213,8 @@ async def test_no_secret_is_shown() -> None:
 
 async def test_table_of_metrics_equals_the_code() -> None:
     """The table in docs/metrics.md has every metric with its type, labels and help, in the order of the page."""
-    async with running() as exporter:
-        await exporter.post(EVENT)
-        found = await page_of(exporter)
-    ordered = [EVENTS, *(name for name in found if name != EVENTS)]
+    found = await full_page()
+    ordered = sorted(found, key=lambda name: (name != EVENTS, name.startswith(PREFIX)))
     expected = [
         Documented(
             f"`{name}`",
@@ -206,8 +229,22 @@ async def test_table_of_metrics_equals_the_code() -> None:
 
 
 def queries() -> list[str]:
-    """Return the PromQL examples of the document."""
-    return re.findall(r"^```promql\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    """Return the PromQL examples of the document and of the README."""
+    examples = re.findall(r"^```promql\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return examples + readme_queries()
+
+
+def readme_queries() -> list[str]:
+    """Return the PromQL examples of the README."""
+    return [row[1].strip("`") for row in table_rows(README, "Questions it answers")]
+
+
+async def test_every_figure_has_an_example() -> None:
+    """Each derived metric stands in a query of the document, and in one of the README."""
+    figures = {name for name in await full_page() if not name.startswith(PREFIX) and name != EVENTS}
+    assert len(figures) >= 20
+    for examples in (queries()[: -len(readme_queries())], readme_queries()):
+        assert set() == {name for name in figures if not any(name in query for query in examples)}
 
 
 def test_queries_use_metrics_that_exist() -> None:

@@ -8,14 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from exporter.journal.derived_store import read_derived
 from exporter.journal.records import Birth, Restored, SeriesRow
-from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, create
+from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, create, upgrade
 from exporter.journal.store import read_totals
 
 FILE_NAME: Final = "journal.sqlite3"
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 _PRIMARY_CODE: Final = 0xFF
-_SERIES_TYPES: Final = (int, str, str, str, str, str, int, int, int)
+_SERIES_TYPES: Final = (int, str, str, int, int, int)
 _BIRTHS: Final = frozenset(Birth)
 _DAMAGE: Final = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
@@ -76,6 +77,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, Restored]:
         connection = connect(path)
         if is_new:
             create(connection)
+        upgrade(connection)
         return connection, _load(connection)
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         if connection is not None:
@@ -131,7 +133,7 @@ def _load(connection: sqlite3.Connection) -> Restored:
     if not all(type(value) is int for value in astuple(totals)[:-1]):  # the last one may be None
         msg = "a total is not a number"
         raise ValueError(msg)
-    return Restored(totals, series, event_ids)
+    return Restored(totals, series, event_ids, read_derived(connection))
 
 
 def _series_row(row: tuple[object, ...]) -> SeriesRow:

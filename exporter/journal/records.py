@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
+from exporter.journal.derived_records import DerivedChanges, RestoredDerived
+
 
 class Birth(IntEnum):
     """How much of a series Prometheus may see; each step is committed before it is shown."""
@@ -14,25 +16,21 @@ class Birth(IntEnum):
 
 
 class SeriesRow(NamedTuple):
-    """A series as it is stored; `birth` is a value of `Birth`, `last_ms` milliseconds since 1970."""
+    """A series as it is stored.
+
+    `labels` is a JSON array of its label values, `birth` a value of `Birth`, `last_ms` milliseconds since 1970.
+    """
 
     series_id: int
-    app_id: str
-    platform: str
-    action: str
-    version: str
-    environment: str
+    family: str
+    labels: str
     value: int
     birth: int
     last_ms: int
 
 
-class ValueRow(NamedTuple):
-    """A new value of a stored series."""
-
-    value: int
-    last_ms: int
-    series_id: int
+ValueRow = tuple[int, int, int]
+"""A new value of a stored series, when its last event arrived in milliseconds since 1970, and its id."""
 
 
 class BirthRow(NamedTuple):
@@ -73,6 +71,7 @@ class Transaction:
         lines: points for InfluxDB.
         delivered: numbers of groups that InfluxDB has.
         dead_letters: lines that InfluxDB refuses.
+        derived: changes of the derived state; None if there are none.
     """
 
     number: int
@@ -86,6 +85,7 @@ class Transaction:
     lines: list[str] = field(default_factory=list)
     delivered: list[int] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    derived: DerivedChanges | None = None
 
 
 @dataclass(slots=True)
@@ -146,8 +146,10 @@ class Restored:
         totals: its totals.
         series: all series.
         event_ids: pairs of the time of remembering, in milliseconds since 1970, and identities, oldest first.
+        derived: the derived state.
     """
 
     totals: Totals
     series: list[SeriesRow]
     event_ids: list[tuple[int, list[int]]]
+    derived: RestoredDerived

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 APPLICATION_ID: Final = 0x43415047  # "CAPG": tells this project's files from other SQLite files
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 TABLES: Final = """
 CREATE TABLE state (
@@ -19,17 +19,6 @@ CREATE TABLE state (
     dead_letter_bytes INTEGER NOT NULL
 );
 INSERT INTO state VALUES (1, 0, 0, 0, 0, 0, 0, 0);
-CREATE TABLE series (
-    series_id INTEGER PRIMARY KEY,
-    app_id TEXT NOT NULL,
-    platform TEXT NOT NULL,
-    action TEXT NOT NULL,
-    version TEXT NOT NULL,
-    environment TEXT NOT NULL,
-    value INTEGER NOT NULL,
-    birth INTEGER NOT NULL,
-    last_ms INTEGER NOT NULL
-);
 CREATE TABLE event_ids (
     number INTEGER PRIMARY KEY,
     now_ms INTEGER NOT NULL,
@@ -54,6 +43,56 @@ CREATE TABLE dead_letters (
 );
 """
 
+_SERIES: Final = """
+CREATE TABLE series (
+    series_id INTEGER PRIMARY KEY,
+    family TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    value INTEGER NOT NULL,
+    birth INTEGER NOT NULL,
+    last_ms INTEGER NOT NULL
+);
+"""
+
+_DERIVED: Final = """
+CREATE TABLE episodes (number INTEGER PRIMARY KEY, states BLOB NOT NULL);
+CREATE TABLE installed (number INTEGER PRIMARY KEY, count INTEGER NOT NULL, pairs BLOB NOT NULL);
+CREATE TABLE sketches (
+    sketch_id INTEGER PRIMARY KEY,
+    app_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    day INTEGER NOT NULL,
+    sketch BLOB
+);
+CREATE TABLE sightings (number INTEGER PRIMARY KEY, devices BLOB NOT NULL);
+CREATE TABLE releases (
+    app_id TEXT NOT NULL,
+    version TEXT NOT NULL,
+    first_seen_ms INTEGER NOT NULL,
+    devices BLOB NOT NULL,
+    PRIMARY KEY (app_id, version)
+);
+CREATE TABLE marks (
+    app_id TEXT NOT NULL,
+    version TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    marked_ms INTEGER NOT NULL,
+    rollout_percentage REAL,
+    note TEXT NOT NULL,
+    PRIMARY KEY (app_id, version, channel)
+);
+"""
+
+_FROM_1_TO_2: Final = f"""
+ALTER TABLE series RENAME TO series_1;
+{_SERIES}
+INSERT INTO series SELECT series_id, 'capgo_stats_events', json_array(app_id, platform, action, version, environment),
+    value, birth, last_ms FROM series_1;
+DROP TABLE series_1;
+{_DERIVED}
+"""  # noqa: S608 -- fixed texts
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open the file for writing: WAL, and an fsync with every COMMIT.
@@ -75,6 +114,12 @@ def connect(path: Path) -> sqlite3.Connection:
 def create(connection: sqlite3.Connection) -> None:
     """Make the tables in an empty file, all or nothing."""
     connection.executescript(
-        f"BEGIN IMMEDIATE;{TABLES}"
+        f"BEGIN IMMEDIATE;{TABLES}{_SERIES}{_DERIVED}"
         f"PRAGMA application_id = {APPLICATION_ID};PRAGMA user_version = {SCHEMA_VERSION};COMMIT;"
     )
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Bring the tables of an older exporter up to date, all or nothing."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
+        connection.executescript(f"BEGIN IMMEDIATE;{_FROM_1_TO_2}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")

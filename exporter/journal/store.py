@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from exporter.journal.codec import compress
+from exporter.journal.derived_records import RestoredDerived
+from exporter.journal.derived_store import FORGET_DERIVED, read_derived, write_derived
 from exporter.journal.records import Committed, Totals, Transaction
 from exporter.journal.schema import connect
 
@@ -104,6 +106,29 @@ class Journal:
         self._connection = connection
         return self._totals.last_transaction
 
+    def read_derived(self) -> RestoredDerived:
+        """Read the derived state as of the last commit.
+
+        Raises:
+            CommitFailedError: if it cannot be read now.
+        """
+        try:
+            if self._connection is None:
+                self._connection = connect(self.path)
+            return read_derived(self._connection)
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+            msg = f"{type(error).__name__}: {error}"
+            raise CommitFailedError(msg, is_certain=False) from error
+
+    def forget_derived(self) -> None:
+        """Delete the derived state, because it is damaged; only before the first commit.
+
+        Raises:
+            sqlite3.Error: if that cannot be stored.
+        """
+        if self._connection is not None:
+            self._connection.executescript(FORGET_DERIVED)
+
     def close(self) -> None:
         """Close the file; closing it again does nothing."""
         if self._connection is not None:
@@ -116,6 +141,8 @@ class Journal:
         _write_series(connection, transaction)
         totals.expired_events += transaction.expired_events
         self._write_event_ids(connection, transaction, totals)
+        if transaction.derived is not None:
+            write_derived(connection, transaction.number, transaction.derived)
         if transaction.lines:
             lines = compress(transaction.lines)
             size = len(lines) + _ROW_OVERHEAD_BYTES
@@ -180,7 +207,7 @@ def _oldest_point_ms(connection: sqlite3.Connection) -> int | None:
 
 def _write_series(connection: sqlite3.Connection, transaction: Transaction) -> None:
     if transaction.new_series:
-        connection.executemany("INSERT INTO series VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", transaction.new_series)
+        connection.executemany("INSERT INTO series VALUES (?, ?, ?, ?, ?, ?)", transaction.new_series)
     if transaction.values:
         connection.executemany("UPDATE series SET value = ?, last_ms = ? WHERE series_id = ?", transaction.values)
     if transaction.births:

@@ -1,0 +1,115 @@
+"""`/releases`: the endpoint where a release pipeline says what it has just released."""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final
+
+import msgspec
+from aiohttp import web
+
+from exporter.bodies import BodyError, read_body
+from exporter.group import NotStoredError
+from exporter.journal.derived_records import MarkRow
+from exporter.labels import normalise
+from exporter.stats import RETRY_AFTER_SECONDS, bearer, reply_error
+
+MAX_BODY_BYTES: Final = 65_536
+"""Largest body, before and after decompression."""
+
+MAX_TEXT_LENGTH: Final = 128
+"""Longest app, version or channel, in characters: that of a label."""
+
+MAX_NOTE_LENGTH: Final = 2000
+"""Longest note, in characters."""
+
+_OK: Final = b'{"status":"ok"}'
+_JSON: Final = "application/json"
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+    app_id: str
+    version: str
+    channel: str | None = None
+    rollout_percentage: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+    note: Annotated[str, msgspec.Meta(max_length=MAX_NOTE_LENGTH)] | None = None
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+class ReleasesHandler:
+    """Answers `POST /releases`."""
+
+    def __init__(self, store: Callable[[MarkRow], Awaitable[None]], wall_ms: Callable[[], int], token: str) -> None:
+        """Set where marks go.
+
+        Args:
+            store: returns when a mark is on disk, and raises NotStoredError if it is not.
+            wall_ms: the time, in milliseconds since 1970.
+            token: the bearer token that senders must show.
+        """
+        self._store = store
+        self._wall_ms = wall_ms
+        self._token = token.encode()
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Take a mark, and answer when it is on disk."""
+        if not hmac.compare_digest(bearer(request).encode(), self._token):
+            response = reply_error(401, "unauthorized", "The bearer token is missing or wrong")
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+        try:
+            body = await read_body(request, MAX_BODY_BYTES)
+            await self._store(read_mark(body, self._wall_ms()))
+        except BodyError as error:
+            return reply_error(error.status, error.error, error.message)
+        except NotStoredError:
+            response = reply_error(503, "unavailable", "The release cannot be stored now; mark it again")
+            response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+            return response
+        return web.Response(body=_OK, content_type=_JSON)
+
+
+def read_mark(body: bytes, now_ms: int) -> MarkRow:
+    """Read the body of a request.
+
+    Raises:
+        BodyError: if it is too large, is not JSON, lacks something, or says something that is not known.
+    """
+    if len(body) > MAX_BODY_BYTES:  # One that came uncompressed is bounded by the server alone.
+        raise BodyError(413, "too_large", "body_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes")
+    try:
+        said = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BodyError(400, "invalid_json", "invalid_json", f"The body is not JSON: {error}") from None
+    return MarkRow(
+        app_id=_required("app_id", said.app_id),
+        version=_required("version", said.version),
+        channel=_label("channel", said.channel or ""),
+        marked_ms=now_ms,
+        # Adding 0 makes -0.0, which JSON can say, 0.0.
+        rollout_percentage=None if said.rollout_percentage is None else said.rollout_percentage + 0.0,
+        note=said.note or "",
+    )
+
+
+def _required(name: str, text: str) -> str:
+    label = _label(name, text)
+    if not label:
+        message = f"{name} must not be empty"
+        raise _invalid(message)
+    return label
+
+
+def _label(name: str, text: str) -> str:
+    label = normalise(text)
+    if len(label) > MAX_TEXT_LENGTH:
+        message = f"{name} has {len(label)} characters; at most {MAX_TEXT_LENGTH} are allowed"
+        raise _invalid(message)
+    return label
+
+
+def _invalid(message: str) -> BodyError:
+    return BodyError(400, "invalid_shape", "invalid_release", message)

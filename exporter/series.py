@@ -1,0 +1,133 @@
+"""Series of every family: what they hold, and their way from the first event to full sight and to their end."""
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from exporter.journal.records import Birth
+
+
+class MetricType(StrEnum):
+    """The types of Prometheus's exposition formats that series here can have."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric family.
+
+    Attributes:
+        name: its name, of a counter without `_total`; the journal knows its series by it.
+        type: its type.
+        help: one sentence for people.
+        labels: the names of its labels, without `le`.
+    """
+
+    name: str
+    type: MetricType
+    help: str
+    labels: tuple[str, ...]
+
+    @property
+    def sample_name(self) -> str:
+        """The name of its samples; of a histogram, what their suffixes are put to."""
+        return f"{self.name}_total" if self.type is MetricType.COUNTER else self.name
+
+
+class Series:
+    """One series.
+
+    Attributes:
+        series_id: its key in the journal; 0 until it has entered the life cycle.
+        family: what it belongs to.
+        labels: its label values; of a histogram's series with `le` at the end.
+        value: what is committed, which is all that anyone may be shown.
+        birth: how much of it Prometheus may see.
+        last_ms: when its last event arrived, in milliseconds since 1970.
+        stored: whether the journal has it; before, it is shown to nobody.
+        text: its name and labels in the exposition format, with the space before the value.
+    """
+
+    __slots__ = ("birth", "family", "labels", "last_ms", "series_id", "stored", "text", "value")
+
+    def __init__(self, family: Family, labels: tuple[str, ...], text: str, now_ms: int) -> None:
+        """Make a series that nobody knows yet."""
+        self.series_id = 0
+        self.family = family
+        self.labels = labels
+        self.value = 0
+        self.birth = Birth.HIDDEN
+        self.last_ms = now_ms
+        self.stored = False
+        self.text = text
+
+
+def label_text(names: Iterable[str], values: Iterable[str]) -> str:
+    """Write labels as they stand between the braces of the exposition formats."""
+    escaped = (value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for value in values)
+    return ",".join(f'{name}="{value}"' for name, value in zip(names, escaped, strict=True))
+
+
+class Lifecycle:
+    """The life of all series: entered, stored, born, expired.
+
+    Attributes:
+        unstored: the series that the journal has not yet.
+        unborn: the stored ones that Prometheus may not see in full, with the moment (monotonic seconds) since when it
+            was shown their 0.
+    """
+
+    def __init__(self) -> None:
+        """Start without any series."""
+        self.unstored: dict[Series, None] = {}
+        self.unborn: dict[Series, float | None] = {}
+        self._next_id = 1
+
+    def enter(self, series: Series) -> None:
+        """Let a new series be stored with the next transaction."""
+        series.series_id = self._next_id
+        self._next_id += 1
+        self.unstored[series] = None
+
+    def restore(self, series: Series) -> None:
+        """Take a series that the journal holds."""
+        series.stored = True
+        self.reserve(series.series_id)
+        if series.birth is not Birth.FULL:
+            self.unborn[series] = None
+
+    def reserve(self, series_id: int) -> None:
+        """Give out no id up to this one."""
+        self._next_id = max(self._next_id, series_id + 1)
+
+    def mark_stored(self, series_ids: Container[int]) -> None:
+        """Note which new series a transaction has stored."""
+        for series in [series for series in self.unstored if series.series_id in series_ids]:
+            del self.unstored[series]
+            series.stored = True
+            if series.birth is not Birth.FULL:
+                self.unborn[series] = None
+
+    def expire(self, expired: Iterable[Series], staged: Container[Series]) -> list[Series]:
+        """Reset series whose deletion is committed.
+
+        One that an event reached in the meantime starts again as a new series at 0, in the same object, so that what is
+        staged for it stays right.
+
+        Returns:
+            Those that are gone.
+        """
+        gone = []
+        for series in expired:
+            series.value = 0
+            series.birth = Birth.HIDDEN
+            series.stored = False
+            self.unborn.pop(series, None)
+            if series in staged:
+                self.enter(series)
+            else:
+                gone.append(series)
+        return gone
