@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from exporter.caps import CappedValues
 from exporter.events import Event
-from exporter.labels import CappedValues, LabelPolicy, Labels, environment, normalise, split_version
+from exporter.labels import LabelPolicy, Labels, environment, normalise, split_version
 from tests.support.exporter import CounterKey
 from tests.support.inprocess import ManualClock, Running, running
 
