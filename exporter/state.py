@@ -1,5 +1,6 @@
 """What is restored from the journal and changes with every commit."""
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
@@ -12,6 +13,7 @@ from exporter.counters import EVENTS, Cell, Counters
 from exporter.dedupe import DedupeWindow
 from exporter.derived import families
 from exporter.derived.devices import Devices
+from exporter.derived.episodes import Episodes
 from exporter.derived.figures import Figures
 from exporter.derived.releases import Releases
 from exporter.derived.state import DerivedState
@@ -125,13 +127,13 @@ class State:
         devices = Devices(settings.max_sketches, skipped["no_sketch"].inc)
         return DerivedState(devices, Releases(self._installs), self.telemetry, self._clock)
 
-    def _installs(self, app_id: str) -> Mapping[str, int]:
-        """Give the stored production installs of an app by version."""
-        installs: dict[str, int] = {}
+    def _installs(self) -> Mapping[str, Mapping[str, int]]:
+        """Give the stored production installs by app and version."""
+        installs: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for series in self.figures.of(families.INSTALLS):
-            app, _, version, environment = series.labels
-            if app == app_id and environment == "prod":
-                installs[version] = installs.get(version, 0) + series.value
+            app_id, _, version, environment = series.labels
+            if environment == "prod":
+                installs[app_id][version] += series.value
         return installs
 
     def _restore(self, restored: Restored) -> list[Series]:
@@ -152,8 +154,9 @@ class State:
             self._restore_places(series.family, series.labels)
         for now_ms, event_ids in restored.event_ids:
             self.dedupe.add(event_ids, now_ms)
-        if self.derived is not None and not self._restore_derived(self.derived, restored.derived):
-            stale += self.figures.of(families.DOWNLOADS_IN_FLIGHT)
+        if self.derived is not None:
+            self._restore_derived(self.derived, restored.derived)
+            self._restore_flights(self.derived.episodes)
         return stale
 
     def _restore_places(self, family: Family, labels: tuple[str, ...]) -> None:
@@ -163,7 +166,7 @@ class State:
         if "channel" in named:
             self.labels.restore_channel(named["app_id"], named["channel"])
 
-    def _restore_derived(self, derived: DerivedState, restored: RestoredDerived) -> bool:
+    def _restore_derived(self, derived: DerivedState, restored: RestoredDerived) -> None:
         try:
             derived.restore(restored)
         except ValueError as error:
@@ -173,8 +176,18 @@ class State:
             self.telemetry.derived_resets.inc()
             self.journal.forget_derived()
             derived.restore(RestoredDerived())
-            return False
-        return True
+        # An exporter that was killed may have removed a version's series, and not yet what it knew of its devices.
+        alive = {(cell.labels.app_id, cell.labels.version) for cell in self.counters.all()}
+        derived.forget({(row.app_id, row.version) for row in restored.releases} - alive, ())
+
+    def _restore_flights(self, episodes: Episodes) -> None:
+        """Count the downloads that are under way anew, as some may be forgotten, or have ended unseen."""
+        for series in self.figures.of(families.DOWNLOADS_IN_FLIGHT):
+            series.value = 0
+        for episode in episodes:
+            if episode.is_open:
+                labels = episode.track.labels
+                self.figures.find(families.DOWNLOADS_IN_FLIGHT, labels, self._clock.wall_ms()).value += 1
 
     def _window_seconds(self) -> float:
         since_ms = self.dedupe.since_ms()

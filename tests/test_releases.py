@@ -2,7 +2,7 @@
 
 import random
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -35,11 +35,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         """Start with an empty journal."""
-        self.releases = Releases(self.installs_of)
-
-    def installs_of(self, app_id: str) -> Mapping[str, int]:
-        """Give the installs of an app by version."""
-        return self.installs.get(app_id, {})
+        self.releases = Releases(lambda: self.installs)
 
     def see(self, version: str, *devices: int, app_id: str = APP) -> list[ReleaseRow]:
         """Take an event of each device, or of nobody in particular, and give the rows to store."""

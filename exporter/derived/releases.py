@@ -34,6 +34,7 @@ RANKS: Final = 5
 
 _HASH_BYTES: Final = 8
 _MAX_PARSED_LENGTH: Final = 128  # that of a label: Python refuses to read numbers of more than 4,300 digits
+_NO_VERSION: Final = Version(0)
 
 _Position = tuple[Version, int, str]
 
@@ -64,12 +65,13 @@ class _Orders:
     """The releases of one app that the journal has, oldest first; both lists keep their order while they grow."""
 
     by_semver: list[tuple[_Position, Release]] = field(default_factory=list)
-    by_first_seen: list[tuple[int, str, Release]] = field(default_factory=list)
+    by_first_seen: list[tuple[int, bool, Version, str, Release]] = field(default_factory=list)
 
     def add(self, release: Release) -> None:
         # No two releases of an app have the same text, so that comparisons never come to the release itself.
-        bisect.insort(self.by_first_seen, (release.first_seen_ms, release.version, release))
         parsed = parse(release.version)
+        first_seen = (release.first_seen_ms, parsed is not None, parsed or _NO_VERSION, release.version, release)
+        bisect.insort(self.by_first_seen, first_seen)
         if parsed is not None:
             bisect.insort(self.by_semver, ((parsed, release.first_seen_ms, release.version), release))
 
@@ -81,11 +83,11 @@ class _Orders:
 class Releases:
     """All versions of all apps."""
 
-    def __init__(self, installs: Callable[[str], Mapping[str, int]]) -> None:
+    def __init__(self, installs: Callable[[], Mapping[str, Mapping[str, int]]]) -> None:
         """Make an empty store.
 
         Args:
-            installs: gives the stored production installs of an app by version.
+            installs: gives the stored production installs by app and version.
         """
         self._installs = installs
         self._releases: dict[tuple[str, str], Release] = {}
@@ -163,10 +165,11 @@ class Releases:
             "by semantic version and by when they were first seen; rank 1 is the newest.",
             labels=["app_id", "version", "order", "rank"],
         )
+        installs = self._installs()
         for app_id, orders in self._orders.items():
-            for first_seen_ms, version, _ in orders.by_first_seen:
+            for first_seen_ms, _, _, version, _ in orders.by_first_seen:
                 first_seen.add_metric([app_id, version], first_seen_ms / 1000)
-            for order, newest in self._newest(app_id, orders).items():
+            for order, newest in _newest(orders, installs.get(app_id, {})).items():
                 for rank, version in enumerate(newest, start=1):
                     ranks.add_metric([app_id, version, order, str(rank)], {})
         yield first_seen
@@ -178,24 +181,24 @@ class Releases:
             release.shown_first_seen = True
             self._orders.setdefault(release.app_id, _Orders()).add(release)
 
-    def _newest(self, app_id: str, orders: _Orders) -> dict[str, list[str]]:
-        """Give the app's established versions in each order, newest first, as many as have a rank."""
-        installs = self._installs(app_id)
-        total = sum(installs.values())
 
-        def newest(releases: Iterable[Release]) -> list[str]:
-            versions: list[str] = []
-            for release in releases:
-                if is_established(release.shown_devices, installs.get(release.version, 0), total):
-                    versions.append(release.version)
-                    if len(versions) == RANKS:
-                        break
-            return versions
+def _newest(orders: _Orders, installs: Mapping[str, int]) -> dict[str, list[str]]:
+    """Give an app's established versions in each order, newest first, as many as have a rank."""
+    total = sum(installs.values())
 
-        return {
-            "semver": newest(release for _, release in reversed(orders.by_semver)),
-            "first_seen": newest(release for _, _, release in reversed(orders.by_first_seen)),
-        }
+    def newest(releases: Iterable[Release]) -> list[str]:
+        versions: list[str] = []
+        for release in releases:
+            if is_established(release.shown_devices, installs.get(release.version, 0), total):
+                versions.append(release.version)
+                if len(versions) == RANKS:
+                    break
+        return versions
+
+    return {
+        "semver": newest(release for _, release in reversed(orders.by_semver)),
+        "first_seen": newest(release for *_, release in reversed(orders.by_first_seen)),
+    }
 
 
 def is_established(devices: int, installs: int, all_installs: int) -> bool:
