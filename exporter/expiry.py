@@ -11,7 +11,7 @@ from exporter.clock import Clock
 from exporter.counters import EVENTS
 from exporter.derived.families import CHANNEL_UPDATES
 from exporter.group import NotStoredError, Write
-from exporter.series import Series
+from exporter.series import MetricType, Series
 from exporter.state import State
 
 SWEEP_SECONDS: Final = 60.0
@@ -65,6 +65,8 @@ class Expiry:
         now_ms = self._clock.wall_ms()
         series = [*self._state.counters, *self._state.figures]
         silent = [*self._past_ttl(series, now_ms), *self._in_the_way(series, now_ms)]
+        # What a gauge counts is still to end, as after a leap of our clock.
+        silent = [each for each in silent if each.family.type is not MetricType.GAUGE or not each.value]
         if not silent:
             return 0
         before = self._count()
@@ -121,8 +123,8 @@ class Expiry:
                 actions.discard(each.labels[2])
             elif each.family is CHANNEL_UPDATES:
                 channels.discard((each.labels[0], each.labels[2]))
+        state.labels.release_channels(channels)  # those of an app that goes, too, go before it
         state.labels.release(apps=apps, versions=versions, actions=actions)
-        state.labels.release_channels(channels)
         if state.derived is not None:
             state.derived.forget(versions, apps)
         self._on_release()

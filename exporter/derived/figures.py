@@ -58,9 +58,13 @@ class Figures:
             on_overflow: called with `series` and the labels whenever that happens.
         """
         self._lifecycle = lifecycle
-        self._bounds_ms = {family: [bound * 1000 for bound in bounds] for family, bounds in bounds_seconds.items()}
+        # To the nanosecond: 9 ms as seconds and back is 9.000000000000002 ms, and 1001 ms is less than itself.
+        self._bounds_ms = {
+            family: [round(bound * 1000, 6) for bound in bounds] for family, bounds in bounds_seconds.items()
+        }
         self._buckets = {
-            family: [*(floatToGoString(bound) for bound in bounds), "+Inf"] for family, bounds in bounds_seconds.items()
+            family: [*(floatToGoString(bound / 1000) for bound in bounds), "+Inf"]
+            for family, bounds in self._bounds_ms.items()
         }
         self._max_series = max_series
         self._on_overflow = on_overflow

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from exporter.derived.episodes import Episode
+    from exporter.derived.episode import Episode
     from exporter.derived.releases import Release
     from exporter.derived.sketches import Sketch
 

@@ -96,9 +96,7 @@ class DerivedState:
             devices.remove(changes.dropped_sketches)
             self.sightings.forget()
         self._releases.mark_stored(changes.releases)
-        if changes.forgotten_releases:
-            self._releases.forget(changes.forgotten_releases)
-            self._forgotten.difference_update(changes.forgotten_releases)
+        self._forgotten.difference_update(changes.forgotten_releases)
         if changes.marks:
             self.marks.apply(MarkChanges(changes.marks, changes.forgotten_marks))
         for reason, count in staged.skipped.items():
@@ -110,6 +108,8 @@ class DerivedState:
         Raises:
             ValueError: if it is damaged.
         """
+        if restored.damage:
+            raise ValueError(restored.damage)
         self.sightings.forget()
         self.episodes.restore(restored.episodes, self.track)
         self.installed = DedupeWindow(MIN_INSTALLED_PAIRS)
@@ -125,12 +125,13 @@ class DerivedState:
         self._releases.restore(restored.releases)
         self.marks.clear()
         self.marks.restore(restored.marks)
+        self._retired_on = 0
+        self._doom(self._forgotten)
 
     def forget(self, versions: Iterable[tuple[str, str]], apps: Iterable[str]) -> None:
         """Forget versions and apps whose series are gone; the next transaction deletes what the journal has of them."""
         gone = set(versions)
-        for app_id, version in gone:
-            self._devices.forget(app_id, version)
+        self._doom(gone)
         for app_id in apps:
             self._devices.forget(app_id)
         self._forgotten |= gone
@@ -139,6 +140,12 @@ class DerivedState:
             for labels, track in self.tracks.items()
             if (labels[0], labels[2]) not in gone or track.episodes
         }
+
+    def _doom(self, versions: Iterable[tuple[str, str]]) -> None:
+        """Let go of versions now, so that an event that comes before their deletion is stored makes them new ones."""
+        for app_id, version in versions:
+            self._devices.forget(app_id, version)
+        self._releases.forget(versions)
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics that are worked out of this state."""

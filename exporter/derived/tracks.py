@@ -10,7 +10,7 @@ from exporter.labels import OTHER, Labels
 from exporter.series import Family
 
 if TYPE_CHECKING:
-    from exporter.derived.episodes import Episode
+    from exporter.derived.episode import Episode
     from exporter.derived.sightings import Audience
 
 ISSUES: Final = frozenset(
@@ -119,6 +119,18 @@ def role_of(action: str, sent: str) -> Role:
         sights=sights,
         is_plain=code is None and not is_install and duration is None,
     )
+
+
+LEGACY_DOWNLOAD_FAIL: Final = Role(
+    kind=Kind.UPDATE_FAILURE,
+    code=None,
+    is_failure=False,
+    is_install=False,
+    duration=None,
+    sights=Sight.SEEN | Sight.RELEASED,
+    is_plain=True,
+)
+"""Of a `download_fail` that may mean that there was no update: the device is seen, no more."""
 
 
 class Track:

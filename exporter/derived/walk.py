@@ -30,6 +30,7 @@ REASONS: Final = (
 """Failures' actions, the most specific first; the empty text stands for those that nobody knows yet."""
 
 _RANKS: Final = {reason: rank for rank, reason in enumerate(REASONS)}
+_MANIFEST_FAILURES: Final = ("download_manifest_", "manifest_path_fail")
 _STARTS: Final = frozenset({Code.ZIP_START, Code.MANIFEST_START, Code.STEP_0})
 
 
@@ -224,7 +225,7 @@ def _kind(entries: list[Entry]) -> str:
     is_manifest = (
         Code.MANIFEST_START in codes
         or Code.MANIFEST_COMPLETE in codes
-        or any("manifest" in entry.detail for entry in entries)
+        or any(entry.detail.startswith(_MANIFEST_FAILURES) for entry in entries)
     )
     return "manifest" if is_manifest else ""
 

@@ -81,6 +81,7 @@ class RestoredDerived:
         sightings: blobs, oldest first.
         releases: all versions' states.
         marks: all marked releases.
+        damage: why nothing of it could be read; empty if it could.
     """
 
     episodes: list[tuple[int, bytes]] = field(default_factory=list)
@@ -89,3 +90,4 @@ class RestoredDerived:
     sightings: list[bytes] = field(default_factory=list)
     releases: list[ReleaseRow] = field(default_factory=list)
     marks: list[MarkRow] = field(default_factory=list)
+    damage: str = ""

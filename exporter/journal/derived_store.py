@@ -4,7 +4,7 @@ import sqlite3
 from array import array
 from typing import Final, TypeVar
 
-from exporter.journal.codec import pack, unpack
+from exporter.journal.codec import pack, seal, unpack, unseal
 from exporter.journal.derived_records import DerivedChanges, MarkRow, ReleaseRow, RestoredDerived, SketchRow
 
 MIN_INSTALLED_PAIRS: Final = 200_000
@@ -31,10 +31,14 @@ def write_derived(connection: sqlite3.Connection, number: int, changes: DerivedC
     if changes.episodes_until:
         connection.execute("DELETE FROM episodes WHERE number < ?", (changes.episodes_until,))
     if changes.installed:
-        _write_installed(connection, number, changes.installed)
+        pairs = seal(array("Q", changes.installed).tobytes())
+        connection.execute("INSERT INTO installed VALUES (?, ?, ?)", (number, len(changes.installed), pairs))
+    if number % _PRUNE_EVERY == 0:
+        _prune_installed(connection)
     _write_sketches(connection, number, changes)
     if changes.releases:
-        connection.executemany("INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?)", changes.releases)
+        rows = [row._replace(devices=seal(row.devices)) for row in changes.releases]
+        connection.executemany("INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?)", rows)
     if changes.forgotten_releases:
         connection.executemany("DELETE FROM releases WHERE app_id = ? AND version = ?", changes.forgotten_releases)
     if changes.forgotten_marks:
@@ -45,10 +49,7 @@ def write_derived(connection: sqlite3.Connection, number: int, changes: DerivedC
         connection.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?, ?)", changes.marks)
 
 
-def _write_installed(connection: sqlite3.Connection, number: int, pairs: list[int]) -> None:
-    connection.execute("INSERT INTO installed VALUES (?, ?, ?)", (number, len(pairs), array("Q", pairs).tobytes()))
-    if number % _PRUNE_EVERY:
-        return
+def _prune_installed(connection: sqlite3.Connection) -> None:
     remembered = connection.execute("SELECT sum(count) FROM installed").fetchone()[0]
     cursor = connection.execute("SELECT number, count FROM installed ORDER BY number")
     last = 0
@@ -72,21 +73,35 @@ def _write_sketches(connection: sqlite3.Connection, number: int, changes: Derive
             "DELETE FROM sketches WHERE sketch_id = ?", [(sketch_id,) for sketch_id in changes.dropped_sketches]
         )
     if changes.sightings is not None:
-        connection.execute("INSERT INTO sightings VALUES (?, ?)", (number, changes.sightings))
+        connection.execute("INSERT INTO sightings VALUES (?, ?)", (number, seal(changes.sightings)))
 
 
 def read_derived(connection: sqlite3.Connection) -> RestoredDerived:
-    """Read the derived state.
+    """Read the derived state; what is damaged comes back as nothing but a description of the damage.
 
     Raises:
-        sqlite3.Error: if it cannot be read.
-        ValueError: if it is damaged.
-        TypeError: if it is damaged.
+        sqlite3.Error: if the file cannot be read.
     """
+    try:
+        return _read(connection)
+    except (ValueError, TypeError) as error:
+        return RestoredDerived(damage=f"{type(error).__name__}: {error}")
+    except sqlite3.OperationalError as error:
+        if is_damaged_text(error):
+            return RestoredDerived(damage=str(error))
+        raise
+
+
+def is_damaged_text(error: sqlite3.Error) -> bool:
+    """Tell whether a text that was read is no UTF-8, which has no error code of its own."""
+    return str(error).startswith("Could not decode to UTF-8")
+
+
+def _read(connection: sqlite3.Connection) -> RestoredDerived:
     installed: list[int] = []
     for (pairs,) in connection.execute("SELECT pairs FROM installed ORDER BY number").fetchall():
         ids = array("Q")
-        ids.frombytes(pairs)
+        ids.frombytes(unseal(pairs))
         installed += ids
     return RestoredDerived(
         episodes=[
@@ -99,15 +114,22 @@ def read_derived(connection: sqlite3.Connection) -> RestoredDerived:
             for row in connection.execute("SELECT * FROM sketches ORDER BY sketch_id").fetchall()
         ],
         sightings=[
-            bytes(devices)
+            unseal(devices)
             for (devices,) in connection.execute("SELECT devices FROM sightings ORDER BY number").fetchall()
         ],
-        releases=[_checked(ReleaseRow._make(row)) for row in connection.execute("SELECT * FROM releases").fetchall()],
+        releases=[
+            _unsealed(_checked(ReleaseRow._make(row)))
+            for row in connection.execute("SELECT * FROM releases").fetchall()
+        ],
         marks=[
             _checked(MarkRow._make(row))
             for row in connection.execute("SELECT * FROM marks ORDER BY marked_ms").fetchall()
         ],
     )
+
+
+def _unsealed(row: ReleaseRow) -> ReleaseRow:
+    return row._replace(devices=unseal(row.devices))
 
 
 def _checked(row: _Row) -> _Row:

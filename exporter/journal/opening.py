@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from exporter.journal.derived_store import read_derived
+import msgspec
+
+from exporter.journal.derived_store import is_damaged_text, read_derived
 from exporter.journal.records import Birth, Restored, SeriesRow
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, create, upgrade
 from exporter.journal.store import read_totals
@@ -18,6 +20,7 @@ _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 _PRIMARY_CODE: Final = 0xFF
 _SERIES_TYPES: Final = (int, str, str, int, int, int)
 _BIRTHS: Final = frozenset(Birth)
+_read_labels: Final = msgspec.json.Decoder(list[str]).decode
 _DAMAGE: Final = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
 )
@@ -116,7 +119,8 @@ def _judge(error: Exception) -> Exception:
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return _UnfitError("an SQLite file of another program, with an unfinished change")
-    if isinstance(error, sqlite3.Error) and (code is None or code & _PRIMARY_CODE not in _DAMAGE):
+    is_trouble = code is None or code & _PRIMARY_CODE not in _DAMAGE
+    if isinstance(error, sqlite3.Error) and is_trouble and not is_damaged_text(error):
         return error
     return _UnfitError(f"damaged: {error}")
 
@@ -137,11 +141,12 @@ def _load(connection: sqlite3.Connection) -> Restored:
 
 
 def _series_row(row: tuple[object, ...]) -> SeriesRow:
-    """Check the types of a row: SQLite reads a flipped bit in a page as a value of another type, without an error."""
+    """Check a row: SQLite reads a flipped bit in a page as a value of another type, without an error."""
     series = SeriesRow._make(row)
     if tuple(map(type, series)) != _SERIES_TYPES or series.birth not in _BIRTHS:
         msg = f"series {series.series_id!r} holds values of wrong types"
         raise ValueError(msg)
+    _read_labels(series.labels)
     return series
 
 

@@ -116,7 +116,7 @@ class Journal:
             if self._connection is None:
                 self._connection = connect(self.path)
             return read_derived(self._connection)
-        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+        except (sqlite3.Error, OSError) as error:
             msg = f"{type(error).__name__}: {error}"
             raise CommitFailedError(msg, is_certain=False) from error
 
