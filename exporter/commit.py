@@ -22,7 +22,7 @@ from exporter.group import Group, NotStoredError, Write
 from exporter.journal.derived_records import DerivedChanges, MarkRow, RestoredDerived
 from exporter.journal.records import BirthRow, Committed, SeriesRow, Transaction
 from exporter.journal.store import CommitFailedError, Journal
-from exporter.series import Lifecycle, Series
+from exporter.series import Lifecycle, Series, whole
 from exporter.telemetry import Telemetry
 
 _PROBE_SECONDS: Final = 1.0
@@ -175,9 +175,10 @@ class Committer:
         transaction.lines = group.lines
         expired: list[Series] = []
         marks: list[MarkRow] = []
+        reached = set(map(whole, deltas)) if any(write.expired for write in writes) else set()
         for write in writes:
             transaction.births += [BirthRow(birth, series.series_id) for series, birth in write.births]
-            expired += [series for series in write.expired if series.stored and series not in deltas]
+            expired += [series for series in write.expired if series.stored and whole(series) not in reached]
             transaction.delivered += write.delivered
             transaction.dead_letters += write.dead_letters
             transaction.lines = [*transaction.lines, *write.lines] if write.lines else transaction.lines

@@ -1,6 +1,6 @@
 """Series of every family: what they hold, and their way from the first event to full sight and to their end."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Hashable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,6 +32,11 @@ class Family:
     labels: tuple[str, ...]
 
     @property
+    def first_birth(self) -> Birth:
+        """How much Prometheus may see of a new series: of a gauge all, as no increase is taken of it."""
+        return Birth.FULL if self.type is MetricType.GAUGE else Birth.HIDDEN
+
+    @property
     def sample_name(self) -> str:
         """The name of its samples; of a histogram, what their suffixes are put to."""
         return f"{self.name}_total" if self.type is MetricType.COUNTER else self.name
@@ -59,10 +64,16 @@ class Series:
         self.family = family
         self.labels = labels
         self.value = 0
-        self.birth = Birth.HIDDEN
+        self.birth = family.first_birth
         self.last_ms = now_ms
         self.stored = False
         self.text = text
+
+
+def whole(series: Series) -> Hashable:
+    """Name what goes or stays as a whole: all series of a histogram have one name."""
+    is_part = series.family.type is MetricType.HISTOGRAM
+    return (series.family, series.labels[:-1]) if is_part else series
 
 
 def label_text(names: Iterable[str], values: Iterable[str]) -> str:
@@ -111,7 +122,7 @@ class Lifecycle:
             if series.birth is not Birth.FULL:
                 self.unborn[series] = None
 
-    def expire(self, expired: Iterable[Series], staged: Container[Series]) -> list[Series]:
+    def expire(self, expired: Iterable[Series], staged: Iterable[Series]) -> list[Series]:
         """Reset series whose deletion is committed.
 
         One that an event reached in the meantime starts again as a new series at 0, in the same object, so that what is
@@ -121,12 +132,13 @@ class Lifecycle:
             Those that are gone.
         """
         gone = []
+        reached = set(map(whole, staged))
         for series in expired:
             series.value = 0
-            series.birth = Birth.HIDDEN
+            series.birth = series.family.first_birth
             series.stored = False
             self.unborn.pop(series, None)
-            if series in staged:
+            if whole(series) in reached:
                 self.enter(series)
             else:
                 gone.append(series)

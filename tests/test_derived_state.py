@@ -50,6 +50,7 @@ from tests.support.derived import (
 )
 from tests.support.exporter import CounterKey
 from tests.support.inprocess import ManualClock, Running, running
+from tests.support.ports import wait_for
 from tests.test_commit import Faults, Gate, entered, until_writable
 
 TTL = 30 * DAY
@@ -850,3 +851,44 @@ async def test_a_leap_of_the_clock_leaves_no_wrong_gauge(clock: ManualClock, swe
         clock.advance(365 * DAY)
         await sweeps[-1].sweep()
         assert {} == derived_lines(await server.metrics())
+
+
+@pytest.mark.parametrize("when", ["staged with it", "while it is stored"])
+async def test_a_histogram_goes_or_stays_as_a_whole(
+    tmp_path: Path, clock: ManualClock, gate: Gate, sweeps: list[Expiry], when: str
+) -> None:
+    """An event that comes with the removal of its histogram is counted, on the page and after a restart."""
+    launch: dict[str, Any] = {"metadata": {"duration_ms": "700"}}
+    async with running({"data_dir": tmp_path, "series_ttl": TTL}, clock.clock) as server:
+        await post(server, event("app_launch_ready", **launch), event("download_0"))
+        await settle(server, clock, 8000)
+        clock.advance(TTL + 1)
+        gate.close()
+        if when == "staged with it":
+            first = asyncio.create_task(server.post(event("get", version_name="2.0.0")))
+            await entered(gate)
+        sweep = asyncio.create_task(sweeps[-1].sweep())
+        if when == "while it is stored":
+            await entered(gate)
+        second = asyncio.create_task(server.post([event("app_launch_ready", **launch), event("download_0")]))
+        await until_staged(server, events=2)
+        gate.open.set()
+        await sweep
+        if when == "staged with it":
+            assert 200 == (await first).status
+        assert 200 == (await second).status
+        count = 2 if when == "staged with it" else 1
+        assert {("1.0.0",): count} == await shown(server, "launch_duration_seconds_count", "version")
+        scraped = values(await server.metrics(scraper=True), "downloads_in_flight", "version")
+        assert {("1.0.0",): 1} == scraped
+        page = derived_lines(await server.metrics())
+    async with running({"data_dir": tmp_path, "series_ttl": TTL}, clock.clock) as server:
+        assert page == derived_lines(await server.metrics())
+        await post(server, event("app_launch_ready", "d2", **launch))
+        assert {("1.0.0",): count + 1} == await shown(server, "launch_duration_seconds_count", "version")
+
+
+async def until_staged(server: Running, events: int) -> None:
+    """Wait until so many events wait for their transaction."""
+    committer = derivation(server)._committer  # noqa: SLF001 -- nothing else tells
+    await wait_for(lambda: committer.group.events == events, 10, "staged events")

@@ -399,7 +399,8 @@ def test_the_ranks_are_those_of_a_plain_sort(
     ]
     semantic = [(written.precedence, first_seen_ms, text) for written, first_seen_ms, text in left if written]
     by_semver = [text for _, _, text in sorted(semantic, reverse=True)][:RANKS]
-    by_time = [text for _, text in sorted(((first, text) for _, first, text in left), reverse=True)][:RANKS]
+    timed = [(first, written is not None, written.precedence if written else (), text) for written, first, text in left]
+    by_time = [text for *_, text in sorted(timed, reverse=True)][:RANKS]
     for each_fleet in (fleet, restored):
         assert (by_semver, by_time) == (each_fleet.newest(), each_fleet.newest("first_seen"))
 

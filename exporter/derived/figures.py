@@ -7,7 +7,6 @@ from typing import Final
 from prometheus_client.utils import floatToGoString
 
 from exporter.derived.families import FAMILIES
-from exporter.journal.records import Birth
 from exporter.labels import OTHER
 from exporter.series import Family, Lifecycle, MetricType, Series, label_text
 
@@ -154,8 +153,6 @@ class Figures:
 
     def _make(self, family: Family, labels: _Labels, text: str, now_ms: int) -> Series:
         series = Series(family, labels, text, now_ms)
-        if family.type is MetricType.GAUGE:
-            series.birth = Birth.FULL  # no increase is taken of it
         self._lifecycle.enter(series)
         self._add(series)
         return series
