@@ -336,6 +336,18 @@ DOWNLOADS: Final = [
         },
     ),
     Case(
+        "a zip that a slow phone unpacks for half a minute is one attempt, and took until it had come",
+        [
+            batch(("download_zip_start", 0), ("download_0", 1), ("download_zip_complete", 5)),
+            batch(("download_90", 30), ("download_complete", 35)),
+        ],
+        {
+            "download_attempts_total": COMPLETED,
+            "download_duration_seconds_sum": {"": 4000},
+            "download_kind_duration_seconds_sum": {"kind=zip": 4000},
+        },
+    ),
+    Case(
         "a manifest, which may end without download_complete",
         [batch(("download_manifest_start", 0), ("download_50", 3), ("download_manifest_complete", 7))],
         {

@@ -409,10 +409,50 @@ BOUNDS: Final = [
     *bounds(
         "a completion belongs to another for 10 s",
         10,
+        batch(("download_complete", 0)),
+        "download_complete",
+        within=Settled([completed()]),
+        beyond=Settled([completed(), completed()]),
+    ),
+    *bounds(
+        "unpacking an archive may take 2 minutes",
+        120,
         batch(("download_zip_complete", 0)),
         "download_complete",
         within=Settled([completed(kind="zip")]),
         beyond=Settled([completed(kind="zip"), completed()]),
+    ),
+    *bounds(
+        "unpacking may report steps for 2 minutes",
+        120,
+        batch(("download_manifest_complete", 0)),
+        "download_90",
+        within=Settled([completed(kind="manifest")]),
+        beyond=Settled([completed(kind="manifest")], [], 0, LEFT),
+    ),
+    *bounds(
+        "a start is no part of unpacking",
+        10,
+        batch(("download_zip_complete", 0)),
+        "download_zip_start",
+        within=Settled([completed(kind="zip")]),
+        beyond=Settled([completed(kind="zip")], [], 0, LEFT),
+    ),
+    *bounds(
+        "a failure is no part of unpacking",
+        10,
+        batch(("download_zip_complete", 0)),
+        "download_fail",
+        within=Settled([failed(kind="zip")], FAILED),
+        beyond=Settled([completed(kind="zip"), failed()], FAILED),
+    ),
+    Case(
+        "what comes after a long unpacking changes nothing any more",
+        batch(
+            ("download_zip_start", 0), ("download_zip_complete", 5), ("download_complete", 65), ("download_fail", 70)
+        ),
+        [completed(5000, kind="zip")],
+        FAILED,
     ),
     *bounds(
         "a step belongs to a failure for 10 s",

@@ -19,6 +19,9 @@ MAX_DURATION_MS: Final = 2 * 3600 * 1000
 
 SAME_FAILURE_MS: Final = 30_000
 _AFTER_COMPLETION_MS: Final = 10_000
+_UNPACKING_MS: Final = 120_000
+"""A slow phone may take so long from having a bundle's files to having unpacked and checked them."""
+
 _RESTART_AFTER_FAILURE_MS: Final = 2_000
 
 REASONS: Final = (
@@ -32,6 +35,7 @@ REASONS: Final = (
 _RANKS: Final = {reason: rank for rank, reason in enumerate(REASONS)}
 _MANIFEST_FAILURES: Final = ("download_manifest_", "manifest_path_fail")
 _STARTS: Final = frozenset({Code.ZIP_START, Code.MANIFEST_START, Code.STEP_0})
+_FILES_COMPLETE: Final = frozenset({Code.MANIFEST_COMPLETE, Code.ZIP_COMPLETE})
 
 
 class Entry(msgspec.Struct, frozen=True, order=True, gc=False, array_like=True):
@@ -97,7 +101,7 @@ class Memory:
                 return False
         if entry.code == Code.ACTIVATION_FAILURE:
             return True
-        if self.end is None or not _belongs(self.end, entry):
+        if self.end is None or not (_belongs(self.end, entry) or _is_unpacking(self.end, entry)):
             return False
         if _is_end(entry):
             self.end = entry
@@ -130,6 +134,7 @@ def walk(entries: list[Entry], memory: Memory) -> Settled:
     """
     settled = Settled()
     ended: list[list[Entry]] = []
+    last: list[Entry] = []  # of the attempts that ended, what still may change how
     failures: dict[int, list[Entry]] = {}
     attempt: list[Entry] = []
     for entry in sorted(entries):
@@ -137,17 +142,20 @@ def walk(entries: list[Entry], memory: Memory) -> Settled:
             _note_failure(entry, memory, failures, settled)
             if entry.code == Code.ACTIVATION_FAILURE:
                 continue
-        if not attempt and memory.end is not None and _belongs(memory.end, entry):
-            if ended:
-                ended[-1].append(entry)
-            if _is_end(entry):
-                memory.end = entry
-            continue
+        if not attempt and memory.end is not None:
+            belongs = _belongs(memory.end, entry)
+            if belongs or _is_unpacking(memory.end, entry):
+                if not belongs:
+                    last = []  # it may have been settled by now
+                last.append(entry)
+                if _is_end(entry):
+                    memory.end = entry
+                continue
         attempt.append(entry)
         if _is_end(entry):
             memory.end = entry
             ended.append(attempt)
-            attempt = []
+            last, attempt = attempt, []
     settled.attempts = [_read(each) for each in ended]
     settled.failures += [_worst(each) for each in failures.values()]
     settled.tail = attempt
@@ -192,6 +200,12 @@ def _belongs(end: Entry, entry: Entry) -> bool:
         elif entry.code == Code.DOWNLOAD_FAILURE:
             limit = SAME_FAILURE_MS
     return gap(end, entry) <= limit
+
+
+def _is_unpacking(end: Entry, entry: Entry) -> bool:
+    """Tell whether an entry says that files which had come are unpacked: nothing new, but no other attempt either."""
+    is_progress = Code.STEP_0 < entry.code < Code.DOWNLOAD_FAILURE
+    return end.code in _FILES_COMPLETE and is_progress and gap(end, entry) <= _UNPACKING_MS
 
 
 def _is_end(entry: Entry) -> bool:

@@ -37,6 +37,7 @@ LATE_MS: Final = 3_600_000
 STALLED_MS: Final = 7_200_000
 SETTLED_MS: Final = 10_000
 STRAGGLER_MS: Final = 10_000
+UNPACKED_MS: Final = 120_000
 RETRY_MS: Final = 2_000
 SAME_FAILURE_MS: Final = 30_000
 LONGEST_MS: Final = 7_200_000
@@ -346,11 +347,17 @@ def count_failures(entries: Sequence[Seen], now_ms: int, tally: Tally) -> None:
 def count_attempts(entries: Iterable[Seen], now_ms: int, tally: Tally) -> None:
     """Count attempts to download: those that ended, those that ended never, and those still under way."""
     attempts: list[list[Seen]] = []
+    unpacking: list[Seen] = []
     for one in entries:
-        if attempts and belongs(attempts[-1], one):
+        if attempts and is_unpacking(unpacking or attempts[-1], one):
+            unpacking = [*(unpacking or [entry for entry in attempts[-1] if is_end(entry)]), one]
+        elif unpacking and belongs(unpacking, one):
+            unpacking.append(one)
+        elif not unpacking and attempts and belongs(attempts[-1], one):
             attempts[-1].append(one)
         else:
             attempts.append([one])
+            unpacking = []
     open_attempts = []
     for attempt in attempts:
         if (outcome := outcome_of(attempt, now_ms)) is None:
@@ -377,6 +384,16 @@ def belongs(attempt: Sequence[Seen], one: Seen) -> bool:
     elif ends[-1].is_failure and one.event.action in STARTS:
         longest = RETRY_MS
     return gap_ms(ends[-1], one) <= longest
+
+
+def is_unpacking(attempt: Sequence[Seen], one: Seen) -> bool:
+    """Tell whether an entry only says that files which came some time ago are unpacked."""
+    ends = [entry for entry in attempt if is_end(entry)]
+    if not ends or ends[-1].event.action not in COMPLETES[:2]:
+        return False
+    if not one.is_progress or one.event.action in STARTS:
+        return False
+    return STRAGGLER_MS < gap_ms(ends[-1], one) <= UNPACKED_MS
 
 
 def outcome_of(attempt: Sequence[Seen], now_ms: int) -> str | None:
