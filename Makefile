@@ -21,6 +21,10 @@ help: ## list the targets
 run: $(RUNTIME) ## run the exporter on port 9746 (ARGS="--listen 127.0.0.1:9746" adds options)
 	@exec $(BIN)/capgo-exporter serve $(ARGS)
 
+.PHONY: demo
+demo: $(RUNTIME) ## run an exporter with a simulated fleet on port 9746 (ARGS="--speed 600" lets time pass faster)
+	@exec $(BIN)/capgo-exporter simulate demo $(ARGS)
+
 .PHONY: test
 test: $(DEVELOPMENT) ## run the tests (ARGS="-k journal" chooses some); says what it left out for want of a server
 	$(BIN)/python -m pytest $(ARGS)
@@ -43,9 +47,12 @@ container: $(DEVELOPMENT) ## hadolint, and the compose file against its schema
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 .PHONY: metrics-config
-metrics-config: ## promtool and amtool on what compose mounts, if they are installed
-	@if command -v promtool >/dev/null; then promtool check config prometheus/prometheus.yml; \
-	else echo 'promtool is not installed: prometheus/prometheus.yml was not checked'; fi
+metrics-config: ## promtool and amtool on what compose mounts, and the rules' tests, if they are installed
+	@if command -v promtool >/dev/null; then \
+	  promtool check config prometheus/prometheus.yml && \
+	  promtool check rules --lint=all --lint-fatal prometheus/rules/*.yml && \
+	  promtool test rules prometheus/rules-tests/*.yml; \
+	else echo 'promtool is not installed: prometheus/prometheus.yml and the rules were not checked'; fi
 	@if command -v amtool >/dev/null; then amtool check-config prometheus/alertmanager.yml; \
 	else echo 'amtool is not installed: prometheus/alertmanager.yml was not checked'; fi
 
@@ -53,6 +60,18 @@ metrics-config: ## promtool and amtool on what compose mounts, if they are insta
 format: $(DEVELOPMENT) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+.PHONY: dashboards
+dashboards: $(DEVELOPMENT) ## write grafana/dashboards/*.json anew from grafana/generate
+	$(BIN)/python -m grafana.generate
+
+.PHONY: pictures
+pictures: $(DEVELOPMENT) ## plot the dashboards of a simulated month anew; needs prometheus and influxdb, some minutes
+	$(BIN)/python -m grafana.pictures
+
+.PHONY: alarms
+alarms: $(DEVELOPMENT) ## measure false alarms and detection (ARGS="quiet --devices 5000"); docs/alerting.md has all of it
+	$(BIN)/python -m benchmarks.alarms $(ARGS)
 
 .PHONY: bench
 bench: $(DEVELOPMENT) ## run benchmarks/bench.py

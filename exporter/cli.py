@@ -1,4 +1,4 @@
-"""The command line: `capgo-exporter serve` and `capgo-exporter check-config`."""
+"""The command line: `capgo-exporter serve`, `check-config` and `simulate`."""
 
 import os
 import sys
@@ -84,6 +84,20 @@ def check_config_command(**options: str | None) -> None:
     settings = _load(options)
     for name, value in describe(settings):
         click.echo(f"{name}={value}")
+
+
+@main.command(
+    "simulate",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def simulate_command(context: click.Context, arguments: tuple[str, ...]) -> None:
+    """Simulate a fleet of devices: the demo, and data to try dashboards on."""
+    from exporter.simulate.command import simulate  # noqa: PLC0415 -- the other commands start faster without it
+
+    simulate.main(list(arguments), prog_name=context.command_path)
 
 
 def _load(options: dict[str, str | None]) -> Settings:

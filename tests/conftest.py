@@ -37,6 +37,8 @@ DEBIAN_PACKAGES = {
     "amtool": "prometheus-alertmanager",
     "victoria-metrics": "victoria-metrics",
     "nginx": "nginx",
+    "node": "nodejs",
+    "npm": "npm",
     "wrk": "wrk",
 }
 FIXTURE_COMMANDS = {

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 import exporter
 from exporter import configuration, settings
-from tests.support.exporter import parse_samples
+from tests.support.exporter import ExporterProcess, parse_samples
 from tests.support.inprocess import running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,7 +142,7 @@ def test_compose_mounts_exist() -> None:
     volumes = [
         volume.split(":")[0]
         for service in yaml("docker-compose.yml")["services"].values()
-        for volume in service["volumes"]
+        for volume in service.get("volumes", [])
     ]
     mounted = [volume for volume in volumes if volume.startswith("./")]
 
@@ -156,7 +156,7 @@ def test_compose_opens_only_the_exporter() -> None:
 
     assert ["9746:9746"] == services.pop("exporter")["ports"]
     for name, service in services.items():
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
 def test_compose_services_are_pinned_watched_and_restarted() -> None:
@@ -176,6 +176,24 @@ def test_compose_has_no_default_secret() -> None:
 
     assert read_variables == set(re.findall(r"\$\{(\w+):\?", text))
     assert {f"{name}=" for name in read_variables} == {line for line in example if line and not line.startswith("#")}
+
+
+async def test_compose_demo_runs(tmp_path: Path) -> None:
+    """What the simulator's container is told to do works, but for the exporter's name and the time it takes."""
+    service = yaml("docker-compose.yml")["services"]["simulator"]
+    tokens = {"EXPORTER_RELEASES_TOKEN": "r" * 20, "EXPORTER_INGEST_TOKEN": "i" * 20}
+    assert set(tokens) == set(service["environment"])
+    async with ExporterProcess(tmp_path, {**tokens, "EXPORTER_METRICS_LISTEN": "127.0.0.1:0"}) as exporter:
+        (listening,) = exporter.events("listening")
+        addresses = {"http://exporter:9746": exporter.url, "http://exporter:9747": listening["metrics_url"]}
+        arguments = [*service["command"], "--duration=3s"]
+        for name, url in addresses.items():
+            arguments = [argument.replace(name, url) for argument in arguments]
+        result = await asyncio.to_thread(run, sys.executable, "-m", "exporter", *arguments, **tokens)
+
+    assert_clean(result)
+    assert re.search(r"^answers +200: \d+$", result.stdout, re.MULTILINE), result.stdout
+    assert re.search(r"^releases +200: \d+$", result.stdout, re.MULTILINE), result.stdout
 
 
 def test_compose_sets_only_settings_that_exist() -> None:
@@ -206,10 +224,82 @@ def test_env_example_lists_every_setting_with_its_default(tmp_path: Path) -> Non
     assert configuration.load({}, dotenv=None) == configuration.load({}, dotenv=dotenv)
 
 
+@pytest.fixture
+def containers(tmp_path: Path) -> Path:
+    """Lay out what the compose file mounts from the repository as each container sees it, below its service's name."""
+    for name, service in yaml("docker-compose.yml")["services"].items():
+        for source, path in (volume.split(":")[:2] for volume in service.get("volumes", [])):
+            if source.startswith("./"):
+                mounted = tmp_path / name / path.removeprefix("/")
+                mounted.parent.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, mounted)
+    return tmp_path
+
+
+def option(service: str, name: str) -> str:
+    """Give what the compose file's command of a service has for an option."""
+    (value,) = (
+        part.removeprefix(f"{name}=")
+        for part in yaml("docker-compose.yml")["services"][service]["command"]
+        if part.startswith(f"{name}=")
+    )
+    return str(value)
+
+
 @pytest.mark.server("promtool")
-def test_prometheus_configuration_is_valid() -> None:
-    """Prometheus accepts its configuration and every rule file that it names."""
-    assert_clean(run("promtool", "check", "config", "prometheus/prometheus.yml"))
+def test_prometheus_accepts_what_is_mounted(containers: Path) -> None:
+    """Prometheus' own check passes on the files as they lie in its container, and finds every rule file there."""
+    config = option("prometheus", "--config.file")
+    result = run("promtool", "check", "config", "--lint=all", "--lint-fatal", f"{containers}/prometheus{config}")
+
+    assert_clean(result)
+    assert f"{len(list((ROOT / 'prometheus/rules').iterdir()))} rule files found" in result.stdout
+
+
+@pytest.mark.server("amtool")
+def test_alertmanager_accepts_what_is_mounted(containers: Path) -> None:
+    """Alertmanager's own check passes on the file as it lies in its container."""
+    config = option("alertmanager", "--config.file")
+    assert_clean(run("amtool", "check-config", f"{containers}/alertmanager{config}"))
+
+
+def test_grafana_finds_what_is_mounted(containers: Path) -> None:
+    """The provider's directory holds the dashboards in Grafana's container, and the home dashboard is one of them."""
+    root = containers / "grafana"
+    (provider,) = yaml("grafana/provisioning/dashboards/capgo.yml")["providers"]
+    home = yaml("docker-compose.yml")["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    found = sorted((root / provider["options"]["path"].removeprefix("/")).glob("*.json"))
+
+    assert [path.name for path in sorted((ROOT / "grafana/dashboards").glob("*.json"))] == [path.name for path in found]
+    assert root / home.removeprefix("/") in found
+    assert {"datasources", "dashboards"} == {path.name for path in (root / "etc/grafana/provisioning").iterdir()}
+
+
+def test_influxdb_maps_the_bucket_for_influxql(containers: Path, tmp_path: Path) -> None:
+    """What the image runs after its set-up can be run, and maps the database that Grafana asks to the bucket."""
+    (script,) = (containers / "influxdb/docker-entrypoint-initdb.d").glob("*.sh")
+    (datasource,) = yaml("grafana/provisioning/datasources/influxdb.yml")["datasources"]
+    environment = yaml("docker-compose.yml")["services"]["influxdb"]["environment"]
+    # The command line client of InfluxDB 2.x is in no package: this one writes down what it is told.
+    client = tmp_path / "bin/influx"
+    client.parent.mkdir()
+    client.write_text('#!/bin/sh\necho "$@"\n')
+    client.chmod(0o755)
+    told = run(
+        script,
+        PATH=f"{client.parent}:{os.environ['PATH']}",
+        DOCKER_INFLUXDB_INIT_ORG=environment["DOCKER_INFLUXDB_INIT_ORG"],
+        DOCKER_INFLUXDB_INIT_BUCKET=environment["DOCKER_INFLUXDB_INIT_BUCKET"],
+        DOCKER_INFLUXDB_INIT_BUCKET_ID="0123456789abcdef",
+    )
+
+    assert_clean(told)
+    assert os.access(ROOT / "influxdb" / script.name, os.X_OK)  # the image leaves out what is not executable
+    assert (
+        f"v1 dbrp create --org capgo --bucket-id 0123456789abcdef --db {datasource['jsonData']['dbName']}"
+        " --rp autogen --default\n"
+    ) == told.stdout
 
 
 async def test_alert_rules_ask_for_metrics_that_exist() -> None:
@@ -221,12 +311,6 @@ async def test_alert_rules_ask_for_metrics_that_exist() -> None:
 
     assert asked
     assert set() == asked - shown
-
-
-@pytest.mark.server("amtool")
-def test_alertmanager_configuration_is_valid() -> None:
-    """Alertmanager accepts its configuration."""
-    assert_clean(run("amtool", "check-config", "prometheus/alertmanager.yml"))
 
 
 def test_grafana_provisioning_points_into_the_compose_network() -> None:

@@ -1,0 +1,60 @@
+"""Draw the dashboards: `python -m grafana.pictures [DIRECTORY]`; needs Debian's prometheus and influxdb."""
+
+import asyncio
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from grafana.pictures.asking import Asker
+from grafana.pictures.picture import draw, save
+from tests.support.month import Month, month, plan
+
+_ROOT: Final = Path(__file__).parents[2]
+_DEVICES: Final = 600
+_FINE_HOURS: Final = 3.0
+
+
+class Picture(NamedTuple):
+    """What is shown of a dashboard: its upper rows, by Grafana's grid; the last hours."""
+
+    dashboard: str
+    rows: int
+    hours: float | None
+
+
+PICTURES: Final = (
+    Picture("overview", 29, 3),
+    Picture("downloads", 48, 48),
+    Picture("failures", 30, 3),
+    Picture("rollout", 37, None),
+    Picture("health", 47, 48),
+)
+
+
+async def main(directory: Path) -> None:
+    """Simulate a month and draw every picture of it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        planned = replace(plan(_DEVICES, step_seconds=900, fine_step_seconds=15), fine_hours=_FINE_HOURS)
+        # Prometheus got what did not change once a day only.
+        async with month(Path(temporary) / "month", planned, lookback="25h") as servers:
+            for picture in PICTURES:
+                path = directory / f"{picture.dashboard}.png"
+                await _draw(picture, servers, path)
+                print(path)  # noqa: T201 -- a command
+
+
+async def _draw(picture: Picture, servers: Month, path: Path) -> None:
+    text = (_ROOT / "grafana" / "dashboards" / f"capgo-{picture.dashboard}.json").read_text(encoding="utf-8")
+    dashboard = json.loads(text)
+    variables = {variable["name"]: ".+" for variable in dashboard["templating"]["list"]}
+    asker = Asker(servers.prometheus, servers.influxdb, servers.values(picture.hours))
+    save(await draw(dashboard, asker, variables, picture.rows), path)
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1]) if len(sys.argv) > 1 else _ROOT / "docs" / "pictures"
+    where.mkdir(parents=True, exist_ok=True)
+    asyncio.run(main(where))
