@@ -29,8 +29,8 @@ PICTURES: Final = (
     Picture("overview", 29, 3),
     Picture("downloads", 48, 48),
     Picture("failures", 30, 3),
-    Picture("rollout", 37, None),
     Picture("health", 47, 48),
+    Picture("rollout", 37, None),
 )
 
 
@@ -38,12 +38,20 @@ async def main(directory: Path) -> None:
     """Simulate a month and draw every picture of it."""
     with tempfile.TemporaryDirectory() as temporary:
         planned = replace(plan(_DEVICES, step_seconds=900, fine_step_seconds=15), fine_hours=_FINE_HOURS)
-        # Prometheus got what did not change once a day only.
-        async with month(Path(temporary) / "month", planned, lookback="25h") as servers:
+        async with month(Path(temporary) / "month", planned) as servers:
             for picture in PICTURES:
+                if picture.hours is None:  # Prometheus got what did not change once a day only.
+                    await _look_back(servers, "25h")
                 path = directory / f"{picture.dashboard}.png"
                 await _draw(picture, servers, path)
                 print(path)  # noqa: T201 -- a command
+
+
+async def _look_back(servers: Month, time: str) -> None:
+    """Let Prometheus take a sample for the present for so long."""
+    await servers.prometheus.stop()
+    servers.prometheus.process.argv.append(f"--query.lookback-delta={time}")
+    await servers.prometheus.start()
 
 
 async def _draw(picture: Picture, servers: Month, path: Path) -> None:

@@ -128,9 +128,7 @@ class Month:
 
 
 @contextlib.asynccontextmanager
-async def month(
-    directory: Path, planned: Plan | None = None, *, replicas: int = 1, lookback: str = "5m"
-) -> AsyncIterator[Month]:
+async def month(directory: Path, planned: Plan | None = None, *, replicas: int = 1) -> AsyncIterator[Month]:
     """Simulate a month, and start both servers with it.
 
     Args:
@@ -138,14 +136,13 @@ async def month(
         planned: what to simulate; by default that of `plan`.
         replicas: so many exporters show the same to Prometheus, as if every device posted everything to each of them:
             counts are so many times the truth, and distinct devices are the same.
-        lookback: how long Prometheus takes a sample for the present.
     """
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 -- nothing else runs yet
     planned = planned or plan()
     openmetrics, lines = directory / "month.openmetrics", directory / "month.lines"
     result = await backfill(planned, openmetrics, lines)
     prometheus = Prometheus(directory / "prometheus", [])
-    prometheus.process.argv += [f"--storage.tsdb.retention.time={_FOREVER}", f"--query.lookback-delta={lookback}"]
+    prometheus.process.argv.append(f"--storage.tsdb.retention.time={_FOREVER}")
     data = directory / "prometheus" / "data"
     await _import(_replicated(openmetrics, planned, replicas), data)
     async with InfluxDB16(directory / "influxdb") as influxdb, prometheus:
