@@ -79,8 +79,8 @@ async def create_exporter(settings: Settings, clock: Clock | None = None) -> Asy
     with DirectoryLock(settings.data_dir):
         hash_key = load_hash_key(settings.data_dir, _secret(settings.hash_key))
         state = State(settings, clock)
-        derivation = _make_derivation(settings, state, clock)
-        intake = _make_intake(settings, state, derivation, hash_key, clock)
+        derivation = make_derivation(settings, state, clock)
+        intake = make_intake(settings, state, derivation, hash_key, clock)
         tasks = Tasks()
         tasks.start(_COMMITTER, state.committer.run())
         try:
@@ -108,7 +108,8 @@ async def _running(tasks: Tasks, name: str, work: Coroutine[Any, Any, None]) -> 
         await tasks.finish(name, 0)
 
 
-def _make_derivation(settings: Settings, state: State, clock: Clock) -> Derivation | None:
+def make_derivation(settings: Settings, state: State, clock: Clock) -> Derivation | None:
+    """Make what works figures out; None if that is switched off."""
     if state.derived is None:
         return None
     return Derivation(
@@ -121,9 +122,10 @@ def _make_derivation(settings: Settings, state: State, clock: Clock) -> Derivati
     )
 
 
-def _make_intake(
+def make_intake(
     settings: Settings, state: State, derivation: Derivation | None, hash_key: bytes, clock: Clock
 ) -> Intake:
+    """Make the way of events into groups."""
     rules = Rules(
         allowed_apps=settings.allowed_apps,
         unknown_actions=settings.unknown_actions,

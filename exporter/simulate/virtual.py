@@ -7,21 +7,18 @@ from collections.abc import AsyncIterator
 
 from prometheus_client import CollectorRegistry
 
+from exporter.app import make_derivation, make_intake
 from exporter.births import Births
 from exporter.clock import Clock
-from exporter.derived.derivation import Derivation
 from exporter.derived.marks import line as mark_line
 from exporter.events import decode
 from exporter.expiry import Expiry
 from exporter.exposition import Page
 from exporter.group import Write
-from exporter.intake import Intake, Rules
 from exporter.journal.codec import decompress
 from exporter.journal.derived_records import MarkRow
 from exporter.journal.opening import FILE_NAME
 from exporter.journal.reader import JournalReader
-from exporter.points import PointEncoder
-from exporter.privacy import IdPolicy
 from exporter.settings import Settings
 from exporter.simulate.outbox import Delivery
 from exporter.simulate.pagetext import EOF, openmetrics
@@ -29,9 +26,6 @@ from exporter.state import State
 
 _POINTS_AT_ONCE = 1 << 20
 _HASH_KEY = b"the same in each run, so that it gives the same points"
-_NOT_FORBIDDEN = Rules(
-    allowed_apps=frozenset(), unknown_actions="accept", legacy_download_fail="keep", reject_when_full=None
-)
 
 
 class VirtualClock:
@@ -90,7 +84,12 @@ class VirtualExporter:
         """
         self.clock = clock
         self.state = State(settings, clock.clock)
-        self._intake, self._derivation = _make_intake(settings, self.state, clock.clock)
+        derivation = make_derivation(settings, self.state, clock.clock)
+        if derivation is None:
+            msg = "EXPORTER_DERIVED is off"
+            raise ValueError(msg)
+        self._derivation = derivation
+        self._intake = make_intake(settings, self.state, derivation, _HASH_KEY, clock.clock)
         self.expiry = Expiry(
             self.state,
             ttl_seconds=settings.series_ttl,
@@ -190,37 +189,3 @@ async def virtual_exporter(settings: Settings, clock: VirtualClock) -> AsyncIter
         committer.stop()
         await committing
         committer.close()
-
-
-def _make_intake(settings: Settings, state: State, clock: Clock) -> tuple[Intake, Derivation]:
-    if state.derived is None:
-        msg = "EXPORTER_DERIVED is off"
-        raise ValueError(msg)
-    derivation = Derivation(
-        state=state.derived,
-        figures=state.figures,
-        labels=state.labels,
-        committer=state.committer,
-        clock=clock,
-        max_event_age_seconds=settings.max_event_age,
-    )
-    points = PointEncoder(
-        device_ids=IdPolicy(settings.device_id, _HASH_KEY),
-        custom_ids=IdPolicy(settings.custom_id, _HASH_KEY),
-        max_event_age_seconds=settings.max_event_age,
-        clock=clock,
-        telemetry=state.telemetry,
-    )
-    intake = Intake(
-        rules=_NOT_FORBIDDEN,
-        labels=state.labels,
-        counters=state.counters,
-        dedupe=state.dedupe,
-        points=points,
-        derivation=derivation,
-        committer=state.committer,
-        telemetry=state.telemetry,
-        clock=clock,
-        max_series=settings.max_series,
-    )
-    return intake, derivation

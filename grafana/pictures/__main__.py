@@ -18,20 +18,15 @@ _FINE_HOURS: Final = 3.0
 
 
 class Picture(NamedTuple):
-    """What is shown of a dashboard: its upper rows, by Grafana's grid; the last hours."""
+    """What is shown of a dashboard: its upper rows, by Grafana's grid, and so many of the last hours."""
 
     dashboard: str
     rows: int
-    hours: float | None
+    hours: float | None = None
 
 
-PICTURES: Final = (
-    Picture("overview", 29, 3),
-    Picture("downloads", 48, 48),
-    Picture("failures", 30, 3),
-    Picture("health", 47, 48),
-    Picture("rollout", 37, None),
-)
+_LATELY: Final = (Picture("overview", 29, 3), Picture("failures", 30, 3), Picture("health", 47, 48))
+_MONTH: Final = (Picture("downloads", 48), Picture("rollout", 37))
 
 
 async def main(directory: Path) -> None:
@@ -39,12 +34,11 @@ async def main(directory: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         planned = replace(plan(_DEVICES, step_seconds=900, fine_step_seconds=15), fine_hours=_FINE_HOURS)
         async with month(Path(temporary) / "month", planned) as servers:
-            for picture in PICTURES:
-                if picture.hours is None:  # Prometheus got what did not change once a day only.
-                    await _look_back(servers, "25h")
-                path = directory / f"{picture.dashboard}.png"
-                await _draw(picture, servers, path)
-                print(path)  # noqa: T201 -- a command
+            for picture in _LATELY:
+                await _draw(picture, servers, directory)
+            await _look_back(servers, "25h")  # Prometheus got what did not change once a day only.
+            for picture in _MONTH:
+                await _draw(picture, servers, directory)
 
 
 async def _look_back(servers: Month, time: str) -> None:
@@ -54,12 +48,14 @@ async def _look_back(servers: Month, time: str) -> None:
     await servers.prometheus.start()
 
 
-async def _draw(picture: Picture, servers: Month, path: Path) -> None:
+async def _draw(picture: Picture, servers: Month, directory: Path) -> None:
     text = (_ROOT / "grafana" / "dashboards" / f"capgo-{picture.dashboard}.json").read_text(encoding="utf-8")
     dashboard = json.loads(text)
     variables = {variable["name"]: ".+" for variable in dashboard["templating"]["list"]}
     asker = Asker(servers.prometheus, servers.influxdb, servers.values(picture.hours))
+    path = directory / f"{picture.dashboard}.png"
     save(await draw(dashboard, asker, variables, picture.rows), path)
+    print(path)  # noqa: T201 -- a command
 
 
 if __name__ == "__main__":
