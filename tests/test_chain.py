@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import pytest
 from ruamel.yaml import YAML
 
@@ -40,6 +41,7 @@ class Chain:
     """What runs from the exporter to the pager."""
 
     exporter: ExporterProcess
+    prometheus_url: str
     pager: Receivers
 
 
@@ -57,13 +59,13 @@ async def chain(tmp_path: Path) -> AsyncIterator[Chain]:
             "exporter:9747": exporter.url.removeprefix("http://"),
             "alertmanager:9093": alertmanager.url.removeprefix("http://"),
         }
-        prometheus = make_prometheus(tmp_path / "prometheus", addresses)
+        prometheus, url = make_prometheus(tmp_path / "prometheus", addresses)
         await prometheus.start()
         stack.push_async_callback(prometheus.stop)
-        yield Chain(exporter, pager)
+        yield Chain(exporter, url, pager)
 
 
-def make_prometheus(directory: Path, addresses: dict[str, str]) -> ServerProcess:
+def make_prometheus(directory: Path, addresses: dict[str, str]) -> tuple[ServerProcess, str]:
     """Make a Prometheus with the committed configuration, in which services are found at other addresses."""
     directory.mkdir()
     config = YAML(typ="safe").load(ROOT / "prometheus" / "prometheus.yml")
@@ -75,6 +77,7 @@ def make_prometheus(directory: Path, addresses: dict[str, str]) -> ServerProcess
     path = directory / "prometheus.yml"
     path.write_text(json.dumps(config))  # JSON is YAML
     address = f"127.0.0.1:{free_port()}"
+    url = f"http://{address}"
     argv = [
         "prometheus",
         f"--config.file={path}",
@@ -82,7 +85,16 @@ def make_prometheus(directory: Path, addresses: dict[str, str]) -> ServerProcess
         f"--web.listen-address={address}",
         "--log.level=warn",
     ]
-    return ServerProcess(argv, directory, ready=http_ok(f"http://{address}/-/ready"))
+    return ServerProcess(argv, directory, ready=http_ok(f"{url}/-/ready")), url
+
+
+async def unhealthy_rules(url: str) -> dict[str, str]:
+    """Give the rules of a Prometheus that were not evaluated without an error, with what it says of them."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/api/v1/rules") as response:
+        groups = (await response.json())["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert rules
+    return {rule["name"]: rule.get("lastError") or rule["health"] for rule in rules if rule["health"] != "ok"}
 
 
 @contextlib.asynccontextmanager
@@ -150,6 +162,7 @@ async def test_a_bad_release_is_in_the_pager_within_the_promised_time(
     assert annotations["runbook_url"].endswith(f"#{labels['alertname'].lower()}")
     assert f"/d/capgo-failures?var-app={APP}&var-platform={labels['platform']}" in annotations["dashboard_url"]
     assert received - qualified < WORST_SECONDS
+    assert {} == await unhealthy_rules(chain.prometheus_url)
     with capsys.disabled():
         print(  # noqa: T201 -- the figure is what people ask for
             f"\npaged {received - first:.0f} s after the first roll-back, {received - qualified:.0f} s after the"
