@@ -186,7 +186,7 @@ async def test_compose_demo_runs(tmp_path: Path) -> None:
     async with ExporterProcess(tmp_path, {**tokens, "EXPORTER_METRICS_LISTEN": "127.0.0.1:0"}) as exporter:
         (listening,) = exporter.events("listening")
         addresses = {"http://exporter:9746": exporter.url, "http://exporter:9747": listening["metrics_url"]}
-        arguments = [*service["command"], "--duration=3s"]
+        arguments = [*service["command"], "--devices=5000", "--duration=3s"]  # at any time of the day some post
         for name, url in addresses.items():
             arguments = [argument.replace(name, url) for argument in arguments]
         result = await asyncio.to_thread(run, sys.executable, "-m", "exporter", *arguments, **tokens)
