@@ -10,7 +10,9 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from exporter.births import Births
+from exporter.bodies import BodyReader
 from exporter.clock import Clock
+from exporter.connections import Connections
 from exporter.delivery import Delivery
 from exporter.derived.derivation import Derivation
 from exporter.derived.marks import line as mark_line
@@ -48,12 +50,14 @@ class Exporter:
     Attributes:
         public: serves the stats path, and everything else if there is no second listener.
         private: serves everything else on the second listener, if there is one.
+        connections: those of each, in the same order.
         drain: begins when the exporter stops; `/readyz` tells.
         derivation: works out derived figures; None if they are switched off.
     """
 
     public: web.Application
     private: web.Application | None
+    connections: tuple[Connections, Connections]
     drain: Drain
     derivation: Derivation | None
 
@@ -188,13 +192,18 @@ def _make_web(
     births = Births(state.lifecycle, state.committer, settings.scrape_interval, state.telemetry, clock)
     page = Page(state.telemetry.registry, state.counters, state.figures)
     metrics = MetricsHandler(page, births, _secret(settings.metrics_token))
-    stats = StatsHandler(
-        intake, state.telemetry, max_body_bytes=settings.max_body_bytes, token=_secret(settings.ingest_token)
-    )
+    bodies = BodyReader(settings.max_body_bytes)
+    stats = StatsHandler(intake, state.telemetry, bodies, token=_secret(settings.ingest_token))
     drain = Drain()
-    middleware = observe(state.telemetry, clock, drain)
-    public = web.Application(client_max_size=settings.max_body_bytes, middlewares=[middleware])
-    private = None if settings.metrics_listen is None else web.Application(middlewares=[middleware])
+    connections = (
+        Connections(settings.max_connections, state.telemetry, clock),
+        Connections(settings.max_connections, state.telemetry, clock),
+    )
+    state.telemetry.connections.labels("idle").set_function(lambda: sum(each.idle for each in connections))
+    state.telemetry.connections.labels("busy").set_function(lambda: sum(each.busy for each in connections))
+    middlewares = [observe(state.telemetry, clock, drain, each) for each in connections]
+    public = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares[:1])
+    private = None if settings.metrics_listen is None else web.Application(middlewares=middlewares[1:])
     health = HealthHandler(
         ended_tasks=tasks.ended,
         is_open=lambda: intake.is_open,
@@ -212,7 +221,7 @@ def _make_web(
             await state.committer.write(Write(marks=[mark], lines=[mark_line(mark)]))
 
         operations.add_routes(releases_routes(ReleasesHandler(store, clock.wall_ms, releases_token)))
-    return Exporter(public, private, drain, intake.derivation)
+    return Exporter(public, private, connections, drain, intake.derivation)
 
 
 def _secret(value: SecretStr | None) -> str | None:

@@ -1,13 +1,23 @@
 """Request bodies: read whole, decompressed within a bound."""
 
+import asyncio
 import zlib
 from typing import Final
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+
+LONGEST_SECONDS: Final = 120.0
+"""A phone on a bad network may need a minute for a large batch; whoever needs longer sends it again."""
 
 _WINDOWS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits: gzip and zlib containers
 _RAW_DEFLATE: Final = -15
 _ZLIB_METHOD: Final = 8
+_SMALL_BYTES: Final = 64 << 10
+"""Nearly all bodies are smaller; of those, EXPORTER_MAX_CONNECTIONS is the bound."""
+
+_LARGE_BODIES: Final = 4
+"""Larger ones may together take as much as so many of the largest."""
+
 _MAX_MEMBERS: Final = 16
 """Each member copies what follows it: a body of a million empty ones would take minutes."""
 
@@ -31,32 +41,76 @@ class BodyError(Exception):
         self.message = message
 
 
-async def read_body(request: web.Request, max_bytes: int) -> bytes:
-    """Read the body of a request, and decompress it if it says that it is compressed.
+class BodyReader:
+    """Reads bodies whole, and bounds what the bodies that are still arriving take together.
 
-    The server must run without automatic decompression.
-
-    Raises:
-        BodyError: if the body is larger than `max_bytes`, before or after decompression, or is not what its encoding
-            says.
+    They are the one thing that many slow senders could make as large as they like.
     """
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(max_bytes) from None
-    except ConnectionResetError:  # With phones that is no error worth a log line; nobody is left to answer.
-        raise web.HTTPBadRequest(reason="Incomplete body") from None
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding in {"", "identity"}:
+
+    def __init__(self, max_bytes: int, *, longest_seconds: float = LONGEST_SECONDS) -> None:
+        """Set the bounds.
+
+        Args:
+            max_bytes: of one body, before and after decompression.
+            longest_seconds: longest time from a request's head to the end of its body.
+        """
+        self._max_bytes = max_bytes
+        self._room = max_bytes * _LARGE_BODIES
+        self._longest_seconds = longest_seconds
+
+    async def read(self, request: web.Request) -> bytes:
+        """Read the body of a request, and decompress it if it says that it is compressed.
+
+        The server must run without automatic decompression.
+
+        Raises:
+            BodyError: if the body is larger than allowed, before or after decompression, is not what its encoding says,
+                takes too long, or too many others are arriving.
+        """
+        body = await self._receive(request.content)
+        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        if encoding in {"", "identity"}:
+            return body
+        if encoding not in _WINDOWS:
+            raise BodyError(
+                415,
+                "invalid_encoding",
+                "unsupported_content_encoding",
+                "Content-Encoding must be gzip, deflate or identity",
+            )
+        return decompress(body, encoding, self._max_bytes)
+
+    async def _receive(self, content: StreamReader) -> bytes:
+        try:
+            if content.is_eof():
+                body = await content.read()  # it came with the head
+            else:
+                async with asyncio.timeout(self._longest_seconds):
+                    body = await self._receive_slowly(content)
+        except TimeoutError:
+            raise BodyError(503, "too_slow", "unavailable", "The body took too long; send it again") from None
+        except ConnectionResetError:  # With phones that is no error worth a log line; nobody is left to answer.
+            raise web.HTTPBadRequest(reason="Incomplete body") from None
+        if len(body) > self._max_bytes:
+            raise _too_large(self._max_bytes)
         return body
-    if encoding not in _WINDOWS:
-        raise BodyError(
-            415,
-            "invalid_encoding",
-            "unsupported_content_encoding",
-            "Content-Encoding must be gzip, deflate or identity",
-        )
-    return decompress(body, encoding, max_bytes)
+
+    async def _receive_slowly(self, content: StreamReader) -> bytes:
+        received = bytearray()
+        taken = 0
+        try:
+            async for chunk in content.iter_any():
+                received += chunk
+                if len(received) > self._max_bytes:
+                    raise _too_large(self._max_bytes)
+                if len(received) > _SMALL_BYTES:
+                    self._room -= len(received) - taken
+                    taken = len(received)
+                if self._room < 0:
+                    raise BodyError(503, "no_room", "unavailable", "Too many large bodies are arriving; send it again")
+        finally:
+            self._room += taken
+        return bytes(received)
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:

@@ -2,16 +2,17 @@
 
 import hmac
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
 
-from exporter.bodies import BodyError, read_body
+from exporter.bodies import BodyError, BodyReader
 from exporter.group import NotStoredError
 from exporter.journal.derived_records import MarkRow
 from exporter.labels import normalise
-from exporter.stats import RETRY_AFTER_SECONDS, bearer, reply_error
+from exporter.stats import bearer, reply_error, unavailable
 
 MAX_BODY_BYTES: Final = 65_536
 """Largest body, before and after decompression."""
@@ -49,6 +50,7 @@ class ReleasesHandler:
             token: the bearer token that senders must show.
         """
         self._store = store
+        self._bodies = BodyReader(MAX_BODY_BYTES)
         self._wall_ms = wall_ms
         self._token = token.encode()
 
@@ -59,14 +61,14 @@ class ReleasesHandler:
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         try:
-            body = await read_body(request, MAX_BODY_BYTES)
+            body = await self._bodies.read(request)
             await self._store(read_mark(body, self._wall_ms()))
         except BodyError as error:
+            if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                return unavailable(error.message)
             return reply_error(error.status, error.error, error.message)
         except NotStoredError:
-            response = reply_error(503, "unavailable", "The release cannot be stored now; mark it again")
-            response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-            return response
+            return unavailable("The release cannot be stored now; mark it again")
         return web.Response(body=_OK, content_type=_JSON)
 
 
@@ -76,8 +78,6 @@ def read_mark(body: bytes, now_ms: int) -> MarkRow:
     Raises:
         BodyError: if it is too large, is not JSON, lacks something, or says something that is not known.
     """
-    if len(body) > MAX_BODY_BYTES:  # One that came uncompressed is bounded by the server alone.
-        raise BodyError(413, "too_large", "body_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes")
     try:
         said = _decoder.decode(body)
     except msgspec.ValidationError as error:

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from typing import Final, cast
 
 import structlog
 from aiohttp import web
@@ -14,6 +15,7 @@ from aiohttp import web
 from exporter import __version__
 from exporter.app import Exporter, create_exporter
 from exporter.configuration import mask_url
+from exporter.connections import allow_files
 from exporter.settings import Settings, split_address
 
 FORCED_EXIT_CODE: Final = 130
@@ -45,6 +47,7 @@ async def serve(settings: Settings) -> None:
         private = None
         if settings.metrics_listen is not None:
             private = stack.enter_context(_listening(settings.metrics_listen, "EXPORTER_METRICS_LISTEN"))
+        settings = _fit_connections(settings, listeners=1 if private is None else 2)
         stop = asyncio.Event()
         _handle_signals(stop)
         async with create_exporter(settings) as exporter, _serving(settings, exporter, public, private):
@@ -60,6 +63,17 @@ async def serve(settings: Settings) -> None:
             exporter.drain.begun = True
             log.info("stopping; a second signal ends the process at once")
     log.info("stopped")
+
+
+def _fit_connections(settings: Settings, listeners: int) -> Settings:
+    wanted = settings.max_connections * listeners
+    allowed = allow_files(wanted)
+    if allowed < wanted:
+        log.warning(
+            "the system's limit of open files allows fewer connections than EXPORTER_MAX_CONNECTIONS",
+            connections=allowed // listeners,
+        )
+    return settings.model_copy(update={"max_connections": max(allowed // listeners, 1)})
 
 
 @contextlib.contextmanager
@@ -91,8 +105,10 @@ async def _serving(
 ) -> AsyncIterator[None]:
     """Serve both applications; on the way out the listeners close first, and requests under way are waited for."""
     async with contextlib.AsyncExitStack() as stack:
-        sites: list[web.SockSite] = []
-        for app, listener in ((exporter.public, public), (exporter.private, private)):
+        servers: list[asyncio.Server] = []
+        for app, connections, listener in zip(
+            (exporter.public, exporter.private), exporter.connections, (public, private), strict=True
+        ):
             if app is None or listener is None:
                 continue
             runner = web.AppRunner(
@@ -105,11 +121,11 @@ async def _serving(
             )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            sites.append(web.SockSite(runner, listener, backlog=_BACKLOG))
-            await sites[-1].start()
+            make = functools.partial(connections.make, cast("web.Server", runner.server))
+            servers.append(await asyncio.get_running_loop().create_server(make, sock=listener, backlog=_BACKLOG))
         yield
-        for site in sites:
-            await site.stop()
+        for server in servers:
+            server.close()
         await exporter.drain.wait(settings.shutdown_timeout)
 
 

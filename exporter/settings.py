@@ -79,6 +79,9 @@ class Settings(BaseModel):
         description="What a full journal does: drop the oldest points, or refuse new events with 503.",
     )
     max_body_bytes: Size = Field(32 << 20, ge=1024, description="Largest body of a POST, after decompression.")
+    max_connections: int = Field(
+        4096, ge=1, description="Open connections; one more closes the one that is idle longest."
+    )
     max_event_age: Duration = Field(
         7 * 86400.0,
         gt=0,

@@ -6,12 +6,13 @@ again.
 """
 
 import hmac
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
-from exporter.bodies import BodyError, read_body
+from exporter.bodies import BodyError, BodyReader
 from exporter.events import Batch, Rejection, decode
 from exporter.intake import Intake, UnavailableError
 from exporter.telemetry import Telemetry
@@ -20,30 +21,24 @@ RETRY_AFTER_SECONDS: Final = 5
 _OK: Final = b'{"status":"ok"}'
 _CACHED_REPLIES: Final = 1000
 _JSON: Final = "application/json"
-_UNAVAILABLE: Final = msgspec.json.encode(
-    {
-        "error": "unavailable",
-        "message": "Events cannot be stored now; send them again",
-        "retryAfterSeconds": RETRY_AFTER_SECONDS,
-    }
-)
+_NOT_NOW: Final = "Events cannot be stored now; send them again"
 
 
 class StatsHandler:
     """Answers `GET` and `POST` on the stats path."""
 
-    def __init__(self, intake: Intake, telemetry: Telemetry, *, max_body_bytes: int, token: str | None) -> None:
+    def __init__(self, intake: Intake, telemetry: Telemetry, bodies: BodyReader, *, token: str | None) -> None:
         """Set the bounds.
 
         Args:
             intake: takes the events.
             telemetry: counts what is refused.
-            max_body_bytes: largest body after decompression.
+            bodies: reads what is posted.
             token: what senders must show; None: nothing.
         """
         self._intake = intake
         self._telemetry = telemetry
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
         self._token = None if token is None else token.encode()
         self._replies: dict[int, bytes] = {}
 
@@ -60,7 +55,7 @@ class StatsHandler:
         if not self._intake.is_open:
             return unavailable()
         try:
-            batch = decode(await read_body(request, self._max_body_bytes))
+            batch = decode(await self._bodies.read(request))
             rejections = await self._intake.accept(batch)
         except BodyError as error:
             return self._refuse(error.status, error.reason, error.error, error.message)
@@ -98,7 +93,7 @@ class StatsHandler:
 
     def _refuse(self, status: int, reason: str, error: str, message: str) -> web.Response:
         self._telemetry.bodies_rejected[reason].inc()
-        return reply_error(status, error, message)
+        return unavailable(message) if status == HTTPStatus.SERVICE_UNAVAILABLE else reply_error(status, error, message)
 
 
 def _result(index: int, rejection: Rejection | None) -> dict[str, Any]:
@@ -114,11 +109,11 @@ def reply_error(status: int, error: str, message: str) -> web.Response:
     )
 
 
-def unavailable() -> web.Response:
+def unavailable(message: str = _NOT_NOW) -> web.Response:
     """Give the reply that makes a device keep its events and send them again."""
-    return web.Response(
-        status=503, body=_UNAVAILABLE, content_type=_JSON, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
-    )
+    body = {"error": "unavailable", "message": message, "retryAfterSeconds": RETRY_AFTER_SECONDS}
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return web.Response(status=503, body=msgspec.json.encode(body), content_type=_JSON, headers=headers)
 
 
 def bearer(request: web.Request) -> str:

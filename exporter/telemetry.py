@@ -30,7 +30,16 @@ SKIP_REASONS: Final = (
     "forgotten_download",
     "no_sketch",
 )
-BODY_PROBLEMS: Final = ("invalid_json", "invalid_shape", "invalid_encoding", "too_large", "unauthorized")
+BODY_PROBLEMS: Final = (
+    "invalid_json",
+    "invalid_shape",
+    "invalid_encoding",
+    "too_large",
+    "too_slow",
+    "no_room",
+    "unauthorized",
+)
+CLOSING_REASONS: Final = ("idle", "slow", "refused")
 REPLIES: Final = {
     "stats": (200, 400, 401, 413, 415, 500, 503),
     "metrics": (200, 401, 500),
@@ -86,6 +95,21 @@ class Telemetry:
             self.request_duration.labels(handler)
             for code in codes:
                 self.requests.labels(handler, str(code))
+        self.connections = Gauge(
+            "capgo_exporter_connections",
+            "Open connections, by whether they have a request under way.",
+            ["state"],
+            registry=registry,
+        )
+        self.connections_closed = _labelled(
+            Counter(
+                "capgo_exporter_connections_closed",
+                "Connections closed for want of room: one that was idle, one with a slow request, or the new one.",
+                ["reason"],
+                registry=registry,
+            ),
+            CLOSING_REASONS,
+        )
         self.bodies_rejected = _labelled(
             Counter(
                 "capgo_exporter_bodies_rejected", "Bodies refused as a whole, by reason.", ["reason"], registry=registry

@@ -6,6 +6,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from exporter.clock import Clock
+from exporter.connections import Connections
 from exporter.drain import Drain
 from exporter.operations import HealthHandler, MetricsHandler
 from exporter.releases_hook import ReleasesHandler
@@ -42,12 +43,13 @@ def releases_routes(handler: ReleasesHandler) -> list[web.RouteDef]:
     return [web.post("/releases", handler.post)]
 
 
-def observe(telemetry: Telemetry, clock: Clock, drain: Drain) -> Middleware:
+def observe(telemetry: Telemetry, clock: Clock, drain: Drain, connections: Connections) -> Middleware:
     """Make the middleware that counts and times requests, and gives errors of the framework as JSON."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:
         drain.enter()
+        connections.begin(request.protocol)
         started = clock.monotonic()
         name = _handler_name(request)
         status = 500  # What the framework answers if the handler fails.
@@ -65,6 +67,7 @@ def observe(telemetry: Telemetry, clock: Clock, drain: Drain) -> Middleware:
         else:
             return response
         finally:
+            connections.end(request.protocol)
             drain.leave()
             telemetry.requests.labels(name, str(status)).inc()
             telemetry.request_duration.labels(name).observe(clock.monotonic() - started)

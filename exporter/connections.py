@@ -1,0 +1,143 @@
+"""Connections: how many there may be, and which one goes when one more comes.
+
+A client that connects and sends nothing, or sends its request byte by byte, holds a connection as long as it likes: a
+few thousand of those must not keep a good client out. So a newcomer gets in at the cost of whoever has been idle
+longest; if nobody is idle, of the request that has been under way longest, if that is too long.
+"""
+
+import asyncio
+import resource
+from typing import Final, cast
+
+from aiohttp import web
+
+from exporter.clock import Clock
+from exporter.telemetry import Telemetry
+
+SLOW_SECONDS: Final = 2.0
+"""A request that has been under way for so long may lose its connection to a newcomer."""
+
+RESERVED_FILES: Final = 64
+"""File descriptors for the journal, for InfluxDB, for listening and for the unforeseen."""
+
+
+class Connections:
+    """The open connections of a listener."""
+
+    def __init__(self, limit: int, telemetry: Telemetry, clock: Clock) -> None:
+        """Start with none.
+
+        Args:
+            limit: how many there may be.
+            telemetry: where the number of open and closed ones is shown.
+            clock: our own time.
+        """
+        self._limit = limit
+        self._telemetry = telemetry
+        self._clock = clock
+        self._open: dict[web.RequestHandler, _Connection] = {}
+        # Dictionaries keep their order: the first one has been there longest.
+        self._idle: dict[_Connection, None] = {}
+        self._busy: dict[_Connection, float] = {}
+
+    @property
+    def idle(self) -> int:
+        """How many have no request under way."""
+        return len(self._idle)
+
+    @property
+    def busy(self) -> int:
+        """How many have one."""
+        return len(self._busy)
+
+    def make(self, server: web.Server) -> "_Connection":
+        """Make the protocol of a new connection."""
+        return _Connection(self, server())
+
+    def begin(self, handler: web.RequestHandler) -> None:
+        """Note that a request has come whole but for its body."""
+        connection = self._open.get(handler)
+        if connection is not None:
+            self._idle.pop(connection, None)
+            self._busy[connection] = self._clock.monotonic()
+
+    def end(self, handler: web.RequestHandler) -> None:
+        """Note that a request is answered."""
+        connection = self._open.get(handler)
+        if connection is not None:
+            self._busy.pop(connection, None)
+            self._idle[connection] = None
+
+    def admit(self, connection: "_Connection") -> bool:
+        """Take a new connection, if there is room or somebody to make room."""
+        if len(self._open) >= self._limit and not self._make_room():
+            self._telemetry.connections_closed["refused"].inc()
+            return False
+        self._open[connection.handler] = connection
+        self._idle[connection] = None
+        return True
+
+    def forget(self, connection: "_Connection") -> None:
+        """Note that a connection is gone."""
+        self._open.pop(connection.handler, None)
+        self._idle.pop(connection, None)
+        self._busy.pop(connection, None)
+
+    def _make_room(self) -> bool:
+        reason = "idle"
+        victim = next(iter(self._idle), None)
+        if victim is None:
+            reason = "slow"
+            victim, since = next(iter(self._busy.items()))
+            if self._clock.monotonic() - since < SLOW_SECONDS:
+                return False
+        self._telemetry.connections_closed[reason].inc()
+        self.forget(victim)
+        victim.abort()
+        return True
+
+
+class _Connection(asyncio.Protocol):
+    """Stands between the event loop and aiohttp's protocol, and tells when a connection begins and ends."""
+
+    def __init__(self, connections: Connections, handler: web.RequestHandler) -> None:
+        self.handler = handler
+        self._connections = connections
+        self._transport: asyncio.Transport | None = None
+        self._is_admitted = False
+        # Straight through: these are called for every packet.
+        self.data_received = handler.data_received  # type: ignore[method-assign]
+        self.eof_received = handler.eof_received  # type: ignore[method-assign]
+        self.pause_writing = handler.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = handler.resume_writing  # type: ignore[method-assign]
+
+    def abort(self) -> None:
+        """Close the connection at once; what is still to be sent is dropped."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let the connection in, or close it."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._is_admitted = self._connections.admit(self)
+        if self._is_admitted:
+            self.handler.connection_made(transport)
+        else:
+            self.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Forget the connection."""
+        if self._is_admitted:
+            self._connections.forget(self)
+            self.handler.connection_lost(error)
+
+
+def allow_files(connections: int) -> int:
+    """Let the process open as many files as so many connections need, and give how many connections that allows."""
+    wanted = connections + RESERVED_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return max(allowed - RESERVED_FILES, 1)

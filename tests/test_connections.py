@@ -1,0 +1,242 @@
+"""Connections: a bounded number, and nobody who holds one for nothing keeps a good client out."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from exporter.bodies import BodyError, BodyReader
+from tests.support.exporter import ExporterProcess, parse_samples
+from tests.support.ports import wait_for
+
+EVENT = {"app_id": "com.example.shop", "device_id": "d1", "platform": "ios", "action": "set", "version_name": "1.0.0"}
+SLOW_POST = b"POST /stats HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n["
+
+OPEN = "capgo_exporter_connections"
+TOO_FEW_FILES = "the system's limit of open files allows fewer connections than EXPORTER_MAX_CONNECTIONS"
+
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Crowd:
+    """Raw connections to an exporter that are closed with the test."""
+
+    def __init__(self, url: str) -> None:
+        """Know the address."""
+        self._host, port = url.removeprefix("http://").split(":")
+        self._port = int(port)
+        self.clients: list[Client] = []
+
+    async def join(self, count: int, sent: bytes = b"") -> None:
+        """Connect so many times, and send that."""
+        for _ in range(count):
+            client = await asyncio.open_connection(self._host, self._port)
+            client[1].write(sent)
+            self.clients.append(client)
+
+    def leave(self) -> None:
+        """Close every connection."""
+        for _, writer in self.clients:
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def crowd(url: str) -> AsyncIterator[Crowd]:
+    """Give a crowd that leaves in the end."""
+    made = Crowd(url)
+    try:
+        yield made
+    finally:
+        made.leave()
+
+
+async def ended(client: Client) -> bool:
+    """Tell whether the server closed a connection without a word."""
+    try:
+        return await client[0].read(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def closed_by_reason(page: str) -> dict[str, int]:
+    """Read how many connections were closed for want of room."""
+    name = "capgo_exporter_connections_closed_total"
+    return {each.labels["reason"]: int(each.value) for each in parse_samples(page) if each.name == name}
+
+
+async def connections(exporter: ExporterProcess) -> tuple[int, dict[str, int]]:
+    """Give the number of open connections, the one that asks among them, and of those that were closed by reason."""
+    page = await exporter.metrics()
+    return sum(int(each.value) for each in parse_samples(page) if each.name == OPEN), closed_by_reason(page)
+
+
+async def private_page(exporter: ExporterProcess) -> str:
+    """Ask the second listener for the metrics."""
+    (line,) = exporter.events("listening")
+    async with aiohttp.ClientSession() as session, session.get(f"{line['metrics_url']}/metrics") as response:
+        assert HTTPStatus.OK == response.status
+        return await response.text()
+
+
+async def until_busy(exporter: ExporterProcess, count: int) -> None:
+    """Wait until so many connections to the first listener have a request under way, by asking the second one."""
+
+    async def busy() -> bool:
+        return f'{OPEN}{{state="busy"}} {count + 1}.0' in await private_page(exporter)
+
+    await wait_for(busy, 30, "the requests to begin")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /stats HTTP/1.1\r\nHost: x\r\nX-Slow: "], ids=["silent", "half a head"])
+async def test_idle_connections_make_room(tmp_path: Path, sent: bytes) -> None:
+    """Connections that ask for nothing give way to a client that does, the longest idle first."""
+    async with (
+        ExporterProcess(tmp_path, {"EXPORTER_MAX_CONNECTIONS": "50"}) as exporter,
+        crowd(exporter.url) as idle,
+    ):
+        await idle.join(200, sent)
+        assert HTTPStatus.OK == (await exporter.post(EVENT)).status
+        assert (50, {"idle": 151, "slow": 0, "refused": 0}) == await connections(exporter)
+        assert all([await ended(client) for client in idle.clients[:151]])
+
+
+async def test_a_connection_that_was_used_is_not_the_longest_idle(tmp_path: Path) -> None:
+    """Who has just been answered stays when an older connection can go."""
+    async with (
+        ExporterProcess(tmp_path, {"EXPORTER_MAX_CONNECTIONS": "3"}) as exporter,
+        crowd(exporter.url) as idle,
+    ):
+        await exporter.post(EVENT)
+        await idle.join(2)
+        await exporter.post(EVENT)
+        await idle.join(1)
+        assert await ended(idle.clients[0])
+        assert (3, {"idle": 1, "slow": 0, "refused": 0}) == await connections(exporter)
+
+
+async def test_slow_requests_make_room(tmp_path: Path) -> None:
+    """When every connection has a request under way, newcomers are refused until one of those takes too long."""
+    settings = {"EXPORTER_MAX_CONNECTIONS": "20", "EXPORTER_METRICS_LISTEN": "127.0.0.1:0"}
+    async with ExporterProcess(tmp_path, settings) as exporter, crowd(exporter.url) as slow:
+        await slow.join(20, SLOW_POST)
+        await until_busy(exporter, 20)
+        refused = 0
+
+        async def answered() -> bool:
+            nonlocal refused
+            try:
+                return (await exporter.post(EVENT)).status == HTTPStatus.OK
+            except aiohttp.ClientConnectionError:
+                refused += 1
+                raise
+
+        await wait_for(answered, 30, "a slow request to give way")
+        assert await ended(slow.clients[0])
+        closed = closed_by_reason(await private_page(exporter))
+        assert (0, 1) == (closed["idle"], closed["slow"])
+        assert refused <= closed["refused"]  # the client may try twice
+        assert refused > 0
+
+
+async def test_connections_that_end_are_forgotten(tmp_path: Path) -> None:
+    """A connection that its client closes takes no room any more."""
+    async with ExporterProcess(tmp_path, {"EXPORTER_MAX_CONNECTIONS": "20"}) as exporter:
+        async with crowd(exporter.url) as idle:
+            await idle.join(10)
+            assert 11 == (await connections(exporter))[0]
+
+        async def alone() -> bool:
+            return await connections(exporter) == (1, {"idle": 0, "slow": 0, "refused": 0})
+
+        await wait_for(alone, 30, "the connections to be forgotten")
+
+
+async def test_second_listener_has_room_of_its_own(tmp_path: Path) -> None:
+    """Devices that take every connection of the first listener do not keep Prometheus out."""
+    settings = {"EXPORTER_MAX_CONNECTIONS": "5", "EXPORTER_METRICS_LISTEN": "127.0.0.1:0"}
+    async with ExporterProcess(tmp_path, settings) as exporter, crowd(exporter.url) as slow:
+        await slow.join(5, SLOW_POST)
+        await until_busy(exporter, 5)
+
+
+@pytest.mark.server("prlimit")
+async def test_open_files_are_enough(tmp_path: Path) -> None:
+    """Where the system allows few open files there are fewer connections, and still everyone is served."""
+    exporter = ExporterProcess(tmp_path, {"EXPORTER_MAX_CONNECTIONS": "1000"})
+    exporter.process.argv[:0] = ["prlimit", "--nofile=50:164"]
+    async with exporter, crowd(exporter.url) as idle:
+        (warning,) = exporter.events(TOO_FEW_FILES)
+        assert 100 == warning["connections"]
+        await idle.join(300)
+        for _ in range(10):
+            assert HTTPStatus.OK == (await exporter.post(EVENT)).status
+        assert (100, {"idle": 201, "slow": 0, "refused": 0}) == await connections(exporter)
+        assert [] == [line for line in exporter.logs() if line.get("level") in {"error", "critical"}]
+
+
+# --- bodies that are still arriving -----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def reading(reader: BodyReader) -> AsyncIterator[str]:
+    """Serve what reads bodies, and answers with their size or with the reason why not."""
+
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            body = await reader.read(request)
+        except BodyError as error:
+            return web.Response(status=error.status, text=error.reason)
+        return web.Response(text=str(len(body)))
+
+    app = web.Application()
+    app.router.add_post("/", handle)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/"))
+
+
+async def post(url: str, data: Any) -> tuple[int, str]:
+    """Post a body, and give what is answered."""
+    async with aiohttp.ClientSession() as session, session.post(url, data=data) as response:
+        return response.status, await response.text()
+
+
+async def trickle(parts: list[bytes], go: asyncio.Event) -> AsyncIterator[bytes]:
+    """Send some parts, and the last one only when it may go."""
+    for part in parts[:-1]:
+        yield part
+    await go.wait()
+    yield parts[-1]
+
+
+async def test_body_that_takes_too_long_is_sent_again() -> None:
+    """A body that does not end in time is refused in the way that makes a device keep it."""
+    never = asyncio.Event()
+    async with reading(BodyReader(1000, longest_seconds=0.1)) as url:
+        assert (503, "too_slow") == await post(url, trickle([b"[", b"]"], never))
+        assert (200, "2") == await post(url, b"[]")
+
+
+async def test_large_bodies_share_a_bound() -> None:
+    """More large bodies at once than there is room for are refused, and there is room again when they are through."""
+    size = 1 << 20
+    half = b" " * (size // 2)
+    go, now = asyncio.Event(), asyncio.Event()
+    now.set()
+    async with reading(BodyReader(size)) as url:
+        slow = [asyncio.create_task(post(url, trickle([b" " * (size - 1), b" "], go))) for _ in range(4)]
+
+        async def refused() -> bool:
+            return await post(url, trickle([half, half], now)) == (503, "no_room")
+
+        await wait_for(refused, 30, "the room to be taken")
+        assert (200, "60000") == await post(url, b" " * 60_000)  # a small one always fits
+        go.set()
+        assert [(200, str(size))] * 4 == await asyncio.gather(*slow)
+        assert (200, str(size)) == await post(url, trickle([half, half], now))
