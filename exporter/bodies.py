@@ -42,9 +42,9 @@ class BodyError(Exception):
 
 
 class BodyReader:
-    """Reads bodies whole, and bounds what the bodies that are still arriving take together.
+    """Reads bodies whole, and bounds what all of them take together, from their first byte to their reply.
 
-    They are the one thing that many slow senders could make as large as they like.
+    They are the one thing that many slow senders, or a slow disk, could make as large as they like.
     """
 
     def __init__(self, max_bytes: int, *, longest_seconds: float = LONGEST_SECONDS) -> None:
@@ -58,27 +58,37 @@ class BodyReader:
         self._room = max_bytes * _LARGE_BODIES
         self._longest_seconds = longest_seconds
 
-    async def read(self, request: web.Request) -> bytes:
+    async def read(self, request: web.Request) -> tuple[bytes, int]:
         """Read the body of a request, and decompress it if it says that it is compressed.
 
         The server must run without automatic decompression.
 
+        Returns:
+            The body, and the room that it takes until `give_back`.
+
         Raises:
             BodyError: if the body is larger than allowed, before or after decompression, is not what its encoding says,
-                takes too long, or too many others are arriving.
+                takes too long, or too many others are on their way.
         """
         body = await self._receive(request.content)
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        if encoding in {"", "identity"}:
-            return body
-        if encoding not in _WINDOWS:
-            raise BodyError(
-                415,
-                "invalid_encoding",
-                "unsupported_content_encoding",
-                "Content-Encoding must be gzip, deflate or identity",
-            )
-        return decompress(body, encoding, self._max_bytes)
+        if encoding not in {"", "identity"}:
+            if encoding not in _WINDOWS:
+                raise BodyError(
+                    415,
+                    "invalid_encoding",
+                    "unsupported_content_encoding",
+                    "Content-Encoding must be gzip, deflate or identity",
+                )
+            body = decompress(body, encoding, self._max_bytes)
+        if len(body) <= _SMALL_BYTES:
+            return body, 0
+        self._take(len(body))
+        return body, len(body)
+
+    def give_back(self, taken: int) -> None:
+        """Give the room of a body to others."""
+        self._room += taken
 
     async def _receive(self, content: StreamReader) -> bytes:
         try:
@@ -104,13 +114,16 @@ class BodyReader:
                 if len(received) > self._max_bytes:
                     raise _too_large(self._max_bytes)
                 if len(received) > _SMALL_BYTES:
-                    self._room -= len(received) - taken
+                    self._take(len(received) - taken)
                     taken = len(received)
-                if self._room < 0:
-                    raise BodyError(503, "no_room", "unavailable", "Too many large bodies are arriving; send it again")
         finally:
             self._room += taken
         return bytes(received)
+
+    def _take(self, size: int) -> None:
+        if size > self._room:
+            raise BodyError(503, "no_room", "unavailable", "Too many large bodies are on their way; send it again")
+        self._room -= size
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:

@@ -19,6 +19,9 @@ from exporter.legacy import is_legacy_download_fail
 from exporter.points import PointEncoder
 from exporter.telemetry import Telemetry
 
+MAX_STAGED_EVENTS: Final = 200_000
+"""While so many wait for a slow disk, new requests are refused; it takes some 150 MB."""
+
 _EVENTS_AT_ONCE: Final = 1000
 _CELL_CACHE_FACTOR: Final = 4
 _UNKNOWN_ACTION: Final = Rejection("unknown_action", "This endpoint accepts known actions only")
@@ -96,7 +99,11 @@ class Intake:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether events can be stored now."""
+        """Tell whether events can be stored now, and new requests be taken."""
+        return self._is_writable and self._committer.group.events < MAX_STAGED_EVENTS
+
+    @property
+    def _is_writable(self) -> bool:
         limit = self._rules.reject_when_full
         return self._committer.writable and (limit is None or self._committer.journal_bytes < limit)
 
@@ -117,9 +124,10 @@ class Intake:
         """
         staged = _Staged()
         try:
+            self._check_room()
             for start in range(0, len(batch.events), _EVENTS_AT_ONCE):
                 if start:
-                    await asyncio.sleep(0)
+                    await self._make_way()
                 self._stage(batch, start, staged)
             for waiter in staged.waiters.values():
                 _raise_unless_stored(await waiter)
@@ -133,8 +141,21 @@ class Intake:
             self._telemetry.events["rejected", rejection.error].inc()
         return staged.rejections
 
-    def _stage(self, batch: Batch, start: int, staged: _Staged) -> None:
+    async def _make_way(self) -> None:
+        """Let others have their turn in the middle of a large batch; and the disk, if it is slow."""
+        group = self._committer.group
+        if group.events < MAX_STAGED_EVENTS:
+            await asyncio.sleep(0)
+        else:
+            await self._committer.wait(group)
+
+    def _check_room(self) -> None:
         if not self.is_open:
+            msg = "too many events wait for the disk"
+            raise UnavailableError(msg)
+
+    def _stage(self, batch: Batch, start: int, staged: _Staged) -> None:
+        if not self._is_writable:
             msg = "the journal takes no events now"
             raise UnavailableError(msg)
         group = self._committer.group

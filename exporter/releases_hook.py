@@ -61,7 +61,7 @@ class ReleasesHandler:
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         try:
-            body = await self._bodies.read(request)
+            body, _ = await self._bodies.read(request)  # all are small
             await self._store(read_mark(body, self._wall_ms()))
         except BodyError as error:
             if error.status == HTTPStatus.SERVICE_UNAVAILABLE:

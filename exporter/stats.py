@@ -54,13 +54,17 @@ class StatsHandler:
             return self._unauthorized()
         if not self._intake.is_open:
             return unavailable()
+        taken = 0
         try:
-            batch = decode(await self._bodies.read(request))
+            body, taken = await self._bodies.read(request)
+            batch = decode(body)
             rejections = await self._intake.accept(batch)
         except BodyError as error:
             return self._refuse(error.status, error.reason, error.error, error.message)
         except UnavailableError:
             return unavailable()
+        finally:
+            self._bodies.give_back(taken)
         return self._reply(batch, rejections)
 
     def _reply(self, batch: Batch, rejections: dict[int, Rejection]) -> web.Response:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import exporter.commit
+import exporter.intake
 import exporter.journal.schema
 import exporter.journal.store
 from exporter.commit import Committer
@@ -539,3 +540,45 @@ async def test_a_fault_of_the_committer_answers_those_who_wait(monkeypatch: pyte
         health = await server.request("GET", "/healthz")
         assert (503, ["committer"]) == (health.status, health.json()["ended_tasks"])
         assert 503 == (await server.post(event(2))).status
+
+
+async def test_a_slow_disk_is_not_overwhelmed(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While too many events wait for the disk, new requests get 503 and leave nothing behind; then all goes on."""
+    monkeypatch.setattr(exporter.intake, "MAX_STAGED_EVENTS", 10)
+    async with running() as server:
+        first = asyncio.create_task(server.post(event(0)))
+        await entered(gate)
+        second = asyncio.create_task(server.post([event(number) for number in range(1, 11)]))
+
+        async def full() -> bool:
+            return (await server.request("GET", "/readyz")).status == 503
+
+        await wait_for(full, 10, "the group to be full")
+        refused = await server.post(event(11))
+        assert (503, "5") == (refused.status, refused.headers["Retry-After"])
+        gate.open.set()
+        assert [200, 200] == [(await reply).status for reply in (first, second)]
+        assert {KEY: 11} == await server.counters()
+        assert 200 == (await server.post(event(11))).status
+        assert {KEY: 12} == await server.counters()
+
+
+async def test_a_large_batch_waits_for_a_slow_disk(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch with more events than may wait goes to disk in parts, and each event is counted once."""
+    monkeypatch.setattr(exporter.intake, "MAX_STAGED_EVENTS", 1000)
+    groups: list[int] = []
+    commit = Journal.commit
+
+    def counted(journal: Journal, transaction: Transaction) -> Committed:
+        groups.append(len(transaction.event_ids))
+        return commit(journal, transaction)
+
+    monkeypatch.setattr(Journal, "commit", counted)
+    async with running() as server:
+        batch = asyncio.create_task(server.post([event(number) for number in range(5000)]))
+        await entered(gate)
+        gate.open.set()
+        assert 200 == (await batch).status
+        assert {KEY: 5000} == await server.counters()
+    assert 5000 == sum(groups)
+    assert max(groups) <= 2000  # what may wait, and one slice

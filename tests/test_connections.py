@@ -190,9 +190,10 @@ async def reading(reader: BodyReader) -> AsyncIterator[str]:
 
     async def handle(request: web.Request) -> web.Response:
         try:
-            body = await reader.read(request)
+            body, taken = await reader.read(request)
         except BodyError as error:
             return web.Response(status=error.status, text=error.reason)
+        reader.give_back(taken)
         return web.Response(text=str(len(body)))
 
     app = web.Application()
