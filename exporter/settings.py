@@ -80,7 +80,7 @@ class Settings(BaseModel):
     )
     max_body_bytes: Size = Field(32 << 20, ge=1024, description="Largest body of a POST, after decompression.")
     max_connections: int = Field(
-        4096, ge=1, description="Open connections; one more closes the one that is idle longest."
+        4096, ge=1, description="Open connections of a listener; one more closes the one that is idle longest."
     )
     max_event_age: Duration = Field(
         7 * 86400.0,

@@ -26,6 +26,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [
     ("EXPORTER_JOURNAL_MAX_BYTES", 1 << 30, "512MiB", 1 << 29),
     ("EXPORTER_JOURNAL_FULL", "drop-oldest", "reject", "reject"),
     ("EXPORTER_MAX_BODY_BYTES", 32 << 20, "8MiB", 8 << 20),
+    ("EXPORTER_MAX_CONNECTIONS", 4096, "100", 100),
     ("EXPORTER_MAX_EVENT_AGE", 7 * DAY, "36h", 1.5 * DAY),
     ("EXPORTER_MAX_VERSIONS_PER_APP", 100, "7", 7),
     ("EXPORTER_MAX_APPS", 50, "7", 7),
