@@ -20,11 +20,19 @@ from exporter.bodies import BodyError
 UNKNOWN: Final = "unknown"
 """What the Android worker sends as app id, and what a missing version is counted as."""
 
+MAX_REJECTED: Final = 10_000
+"""Elements of an array that may be refused one by one; an array with more is refused as a whole.
+
+The plugin puts at most a few hundred events into an array, and no bad ones.
+"""
+
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TRUE: Final = frozenset({"true", "1", "yes"})
 _FALSE: Final = frozenset({"false", "0", "no"})
 _MAX_NUMBER_DIGITS: Final = 400
 _MAX_DEPTH: Final = 32
+_MAX_TOKENS: Final = 1 << 20
+_SPACE = re.compile(r"[ \t\n\r]*")
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
@@ -81,6 +89,16 @@ class Batch:
     is_plain: bool
 
 
+_NO_OBJECT: Final = Rejection("invalid_event", "An event must be a JSON object")
+_NO_ACTION: Final = Rejection("missing_action", "An event needs an action, a non-empty string")
+_NO_APP_ID: Final = Rejection("missing_app_id", "An event needs an app_id, a non-empty string")
+
+
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_NUMBER_DIGITS else math.inf
+
+
+_json: Final = json.JSONDecoder(parse_int=_parse_int, strict=False)
 _decoder = msgspec.json.Decoder(list[Event] | Event)
 _OPTIONAL_TEXTS: Final = {
     name: wire_name
@@ -119,36 +137,76 @@ def _is_plain(body: bytes) -> bool:
 
 
 def _decode_leniently(body: bytes) -> Batch:
-    value = _parse(body)
-    if isinstance(value, list):
-        return Batch([_judge(element) for element in value], is_array=True, is_plain=False)
-    if isinstance(value, dict):
-        return Batch([_judge(value)], is_array=False, is_plain=False)
-    message = "The body must be a JSON object or an array of objects"
-    raise MalformedBodyError(400, "invalid_shape", "invalid_body", message)
-
-
-def _parse(body: bytes) -> object:
-    """Parse as the standard library does, which accepts lone surrogates; bytes that are not UTF-8 are replaced."""
+    """Read as the standard library does, which accepts lone surrogates; bytes that are not UTF-8 are replaced."""
     text = body.decode("utf-8-sig", "replace")
     try:
         try:
-            return _loads(text)
+            return _read(text)
         except RecursionError:
-            return _loads(_without_depths(text))
+            return _read(_without_depths(text))
     except (ValueError, RecursionError):
         raise MalformedBodyError(400, "invalid_json", "invalid_json_parse_body", "Invalid JSON body") from None
 
 
-def _loads(text: str) -> object:
-    return json.loads(text, parse_int=_parse_int, strict=False)
+def _read(text: str) -> Batch:
+    start = _after_space(text, 0)
+    if text[start : start + 1] == "[":
+        return Batch(_read_array(text, start + 1), is_array=True, is_plain=False)
+    value, end = _json.raw_decode(text, start)
+    _check_end(text, end)
+    if isinstance(value, dict):
+        return Batch([_judge(value)], is_array=False, is_plain=False)
+    message = "The body must be a JSON object or an array of objects"
+    raise _invalid_shape(message)
+
+
+def _read_array(text: str, position: int) -> list[Event | Rejection]:
+    """Read and judge one element after the other: millions of tiny ones would take gigabytes and stop everything."""
+    events: list[Event | Rejection] = []
+    rejected = 0
+    position = _after_space(text, position)
+    separator = "," if text[position : position + 1] != "]" else "]"
+    while separator == ",":
+        value, end = _json.raw_decode(text, position)
+        event = _judge(value)
+        rejected += isinstance(event, Rejection)
+        if rejected > MAX_REJECTED:
+            message = f"More than {MAX_REJECTED} elements of the array are no events"
+            raise _invalid_shape(message)
+        events.append(event)
+        end = _after_space(text, end)
+        separator = text[end : end + 1]
+        position = _after_space(text, end + 1) if separator == "," else end
+    if separator != "]":
+        raise ValueError(separator)
+    _check_end(text, position + 1)
+    return events
+
+
+def _after_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return position if match is None else match.end()
+
+
+def _check_end(text: str, position: int) -> None:
+    if _after_space(text, position) != len(text):
+        raise ValueError(position)
+
+
+def _invalid_shape(message: str) -> MalformedBodyError:
+    return MalformedBodyError(400, "invalid_shape", "invalid_body", message)
 
 
 def _without_depths(text: str) -> str:
-    """Put null for what is nested too deep to be read, so that it does not hurt its neighbours."""
+    """Put null for what is nested too deep to be read, so that it does not hurt its neighbours.
+
+    It takes a step of Python for each text and bracket, so of a body with very many nothing is left.
+    """
     kept = []
     depth = start = 0
-    for token in _STRING_OR_BRACKET.finditer(text):
+    for number, token in enumerate(_STRING_OR_BRACKET.finditer(text)):
+        if number == _MAX_TOKENS:
+            return ""
         if token[0] in {"[", "{"}:
             depth += 1
             if depth == _MAX_DEPTH + 1:
@@ -160,19 +218,15 @@ def _without_depths(text: str) -> str:
     return "".join([*kept, text[start:]]) if depth == 0 else ""
 
 
-def _parse_int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _MAX_NUMBER_DIGITS else math.inf
-
-
 def _judge(value: object) -> Event | Rejection:
     if not isinstance(value, dict):
-        return Rejection("invalid_event", "An event must be a JSON object")
+        return _NO_OBJECT
     action = _text(value.get("action"))
     app_id = _text(value.get("app_id"))
     if not action:
-        return Rejection("missing_action", "An event needs an action, a non-empty string")
+        return _NO_ACTION
     if not app_id:
-        return Rejection("missing_app_id", "An event needs an app_id, a non-empty string")
+        return _NO_APP_ID
     metadata = value.get("metadata")
     return Event(
         app_id,

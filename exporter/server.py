@@ -116,6 +116,7 @@ async def _serving(
                 access_log=None,
                 auto_decompress=False,
                 handle_signals=False,
+                logger=exporter.http_log,
                 keepalive_timeout=max(_KEEPALIVE_SECONDS, settings.scrape_interval * _INTERVALS_KEPT_ALIVE),
                 shutdown_timeout=_LAST_REPLY_SECONDS,
             )

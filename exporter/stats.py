@@ -5,6 +5,7 @@ empty 200 makes iOS send it again every second, 429 stops more than the statisti
 again.
 """
 
+import asyncio
 import hmac
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,12 +15,13 @@ from aiohttp import web
 
 from exporter.bodies import BodyError, BodyReader
 from exporter.events import Batch, Rejection, decode
-from exporter.intake import Intake, UnavailableError
+from exporter.intake import FULL_JOURNAL, SLOW_DISK, Intake, UnavailableError
 from exporter.telemetry import Telemetry
 
 RETRY_AFTER_SECONDS: Final = 5
 _OK: Final = b'{"status":"ok"}'
 _CACHED_REPLIES: Final = 1000
+_LARGE_BYTES: Final = 1 << 20
 _JSON: Final = "application/json"
 _NOT_NOW: Final = "Events cannot be stored now; send them again"
 
@@ -52,17 +54,18 @@ class StatsHandler:
         """Take events, and answer when they are on disk."""
         if not self._may_send(request):
             return self._unauthorized()
-        if not self._intake.is_open:
-            return unavailable()
+        if reason := self._intake.closed_because:
+            return self._unavailable(reason)
         taken = 0
         try:
             body, taken = await self._bodies.read(request)
-            batch = decode(body)
+            # What is large and odd takes seconds to read, in which others want to be answered.
+            batch = decode(body) if len(body) <= _LARGE_BYTES else await asyncio.to_thread(decode, body)
             rejections = await self._intake.accept(batch)
         except BodyError as error:
             return self._refuse(error.status, error.reason, error.error, error.message)
-        except UnavailableError:
-            return unavailable()
+        except UnavailableError as error:
+            return self._unavailable(str(error))
         finally:
             self._bodies.give_back(taken)
         return self._reply(batch, rejections)
@@ -97,7 +100,15 @@ class StatsHandler:
 
     def _refuse(self, status: int, reason: str, error: str, message: str) -> web.Response:
         self._telemetry.bodies_rejected[reason].inc()
-        return unavailable(message) if status == HTTPStatus.SERVICE_UNAVAILABLE else reply_error(status, error, message)
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self._telemetry.notices.warn("bodies are refused with 503", reason)
+            return unavailable(message)
+        return reply_error(status, error, message)
+
+    def _unavailable(self, reason: str) -> web.Response:
+        if reason in {SLOW_DISK, FULL_JOURNAL}:  # what else is wrong with the journal is told where it is found
+            self._telemetry.notices.warn("events are refused with 503", reason)
+        return unavailable()
 
 
 def _result(index: int, rejection: Rejection | None) -> dict[str, Any]:

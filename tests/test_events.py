@@ -166,7 +166,27 @@ def test_an_event_is_refused_only_if_it_cannot_be_counted(value: object, error: 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b" ", b"{", b"[", b'{"a":}', b"[1,]", b"{} {}", b"nul", b"\xff\xfe", b"\x00", b'{"a":"b}', b"[[[[" * 1000],
+    [
+        b"",
+        b" ",
+        b"{",
+        b"[",
+        b'{"a":}',
+        b"[1,]",
+        b"{} {}",
+        b"nul",
+        b"\xff\xfe",
+        b"\x00",
+        b'{"a":"b}',
+        b"[[[[" * 1000,
+        b"[null] x",
+        b"[null] []",
+        b"[null null]",
+        b"[,]",
+        b"[null,]",
+        b"[null",
+        b"[null}",
+    ],
 )
 def test_what_is_no_json_is_malformed(body: bytes) -> None:
     """The error has the code and the message of Capgo's own backend."""
