@@ -27,6 +27,7 @@ SCRAPE_HEADER: Final = "X-Prometheus-Scrape-Timeout-Seconds"
 _GAP_TOLERANCE: Final = 1.1
 _FORGOTTEN_AFTER_INTERVALS: Final = 3
 _LONGEST_WAIT_SECONDS: Final = 0.5
+_STEPS_AT_ONCE: Final = 10_000
 
 log = structlog.get_logger()
 
@@ -132,7 +133,12 @@ class Births:
         return steps
 
     async def _store(self, steps: list[tuple[Series, Birth]]) -> None:
+        """Store steps, some at a time, so that no event waits for a hundred thousand of them."""
         try:
-            await self._committer.write(Write(births=steps))
+            for start in range(0, len(steps), _STEPS_AT_ONCE):
+                part = steps[start : start + _STEPS_AT_ONCE]
+                # One that expired meanwhile, and came back, begins anew.
+                births = [(series, birth) for series, birth in part if series.birth == birth - 1]
+                await self._committer.write(Write(births=births))
         except NotStoredError as error:
             log.warning("new series are not shown, because that could not be stored", error=str(error))

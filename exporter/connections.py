@@ -71,7 +71,7 @@ class Connections:
     def admit(self, connection: "_Connection") -> bool:
         """Take a new connection, if there is room or somebody to make room."""
         if len(self._open) >= self._limit and not self._make_room():
-            self._telemetry.connections_closed["refused"].inc()
+            self._note("refused")
             return False
         self._open[connection.handler] = connection
         self._idle[connection] = None
@@ -83,6 +83,10 @@ class Connections:
         self._idle.pop(connection, None)
         self._busy.pop(connection, None)
 
+    def _note(self, reason: str) -> None:
+        self._telemetry.connections_closed[reason].inc()
+        self._telemetry.notices.warn("EXPORTER_MAX_CONNECTIONS is reached; connections are closed", reason)
+
     def _make_room(self) -> bool:
         reason = "idle"
         victim = next(iter(self._idle), None)
@@ -91,7 +95,7 @@ class Connections:
             victim, since = next(iter(self._busy.items()))
             if self._clock.monotonic() - since < SLOW_SECONDS:
                 return False
-        self._telemetry.connections_closed[reason].inc()
+        self._note(reason)
         self.forget(victim)
         victim.abort()
         return True

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, cast
 
 from exporter.actions import KEY_ACTIONS
+from exporter.caps import SeriesRoom
 from exporter.labels import OTHER, Labels
 from exporter.lineprotocol import series_prefix
 from exporter.series import Family, Lifecycle, MetricType, Series, label_text
@@ -38,19 +39,24 @@ class Cell(Series):
         self.role: Role | None = None
 
 
+def _is_overflow(labels: Labels) -> bool:
+    """Tell whether labels are those of a series in which events past the bound are counted."""
+    return labels.app_id == OTHER and labels.version == OTHER
+
+
 class Counters:
     """All cells, by their labels."""
 
-    def __init__(self, lifecycle: Lifecycle, max_series: int, on_overflow: Callable[[str, str], None]) -> None:
+    def __init__(self, lifecycle: Lifecycle, room: SeriesRoom, on_overflow: Callable[[str, str], None]) -> None:
         """Make an empty store.
 
         Args:
             lifecycle: where new series enter.
-            max_series: past so many series, events of a new one are counted in a series of `other` labels.
+            room: how many series there may be; past it, events of a new one are counted in a series of `other` labels.
             on_overflow: called with `series` and the labels for each such event.
         """
         self._lifecycle = lifecycle
-        self._max_series = max_series
+        self._room = room
         self._on_overflow = on_overflow
         self._cells: dict[Labels, Cell] = {}
         self.expired_events = 0
@@ -71,6 +77,7 @@ class Counters:
         """Take over what the journal holds."""
         for cell in cells:
             self._cells[cell.labels] = cell
+            self._take_room(cell)
             self._lifecycle.restore(cell)
         self.expired_events = expired_events
 
@@ -83,7 +90,7 @@ class Counters:
         cell = self._cells.get(labels)
         if cell is not None:
             return cell
-        if len(self._cells) + len(KEY_ACTIONS) >= self._max_series:
+        if not self._room.allows(labels.app_id, labels.version, len(KEY_ACTIONS) + 1):
             self._on_overflow("series", "/".join(labels))
             labels = labels._replace(app_id=OTHER, version=OTHER)
             return self._cells.get(labels) or self._make(labels, now_ms)
@@ -95,8 +102,13 @@ class Counters:
 
     def _make(self, labels: Labels, now_ms: int) -> Cell:
         cell = self._cells[labels] = Cell(labels, now_ms)
+        self._take_room(cell)
         self._lifecycle.enter(cell)
         return cell
+
+    def _take_room(self, cell: Cell) -> None:
+        if not _is_overflow(cell.labels):
+            self._room.take(cell, cell.labels.app_id, cell.labels.version)
 
     def note_expired(self, expired: Iterable[Series]) -> None:
         """Add the values of cells whose deletion is committed to the total of expired events, before they are reset."""
@@ -106,4 +118,7 @@ class Counters:
         """Take out cells that are gone; series of other families are left alone."""
         for series in gone:
             if series.family is EVENTS:
-                del self._cells[cast("Cell", series).labels]
+                labels = cast("Cell", series).labels
+                del self._cells[labels]
+                if not _is_overflow(labels):
+                    self._room.give_back(series, labels.app_id)

@@ -1,7 +1,7 @@
 """Expiry: series that have been silent for long are removed, and silent versions make room in a crowded app."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import structlog
@@ -18,6 +18,8 @@ SWEEP_SECONDS: Final = 60.0
 PROTECTED_MS: Final = 24 * 3600 * 1000
 """Only versions silent for 24 hours may make room for others."""
 
+_CHUNK: Final = 10_000
+_VERSION: Final = 2  # so many texts name a version: the app's and its own
 _Kin = tuple[str, ...]
 _Version = tuple[str, str]
 
@@ -62,11 +64,7 @@ class Expiry:
         Raises:
             NotStoredError: if the removal could not be stored; nothing has changed then.
         """
-        now_ms = self._clock.wall_ms()
-        series = [*self._state.counters, *self._state.figures]
-        silent = [*self._past_ttl(series, now_ms), *self._in_the_way(series, now_ms)]
-        # What a gauge counts is still to end, as after a leap of our clock.
-        silent = [each for each in silent if each.family.type is not MetricType.GAUGE or not each.value]
+        silent = await self._silent()
         if not silent:
             return 0
         before = self._count()
@@ -79,35 +77,57 @@ class Expiry:
     def _count(self) -> int:
         return len(self._state.counters) + len(self._state.figures)
 
-    def _past_ttl(self, series: list[Series], now_ms: int) -> list[Series]:
-        """Find series past the TTL; some live as long as any of their kin."""
+    async def _silent(self) -> list[Series]:
+        """Find what has to go, and let events have their turn meanwhile: half a million series take a second."""
+        series: list[Series] = [*self._state.counters, *self._state.figures]
         last: dict[_Kin, int] = {}
-        for each in series:
-            for kin in _kin(each):
-                last[kin] = max(each.last_ms, last.get(kin, 0))
+        seen: list[int] = []
+        for chunk in _chunks(series):
+            for each in chunk:
+                seen.append(each.last_ms)
+                for kin in _kin(each):
+                    last[kin] = max(each.last_ms, last.get(kin, 0))
+            await asyncio.sleep(0)
+        now_ms = self._clock.wall_ms()
         oldest = now_ms - self._ttl_ms
-        return [each for each in series if last[_lives_with(each)] < oldest]
+        leaving = self._in_the_way(last, now_ms)
+        silent: list[Series] = []
+        for chunk in _chunks(series):
+            silent += [
+                each
+                for each in chunk
+                if (each.last_ms < oldest and last[_lives_with(each)] < oldest)
+                or (leaving and _version(each) in leaving)
+            ]
+            await asyncio.sleep(0)
+        # Whatever an event reached meanwhile stays until the next sweep, and so do its kin.
+        alive = {
+            kin for each, last_ms in zip(series, seen, strict=True) if each.last_ms != last_ms for kin in _kin(each)
+        }
+        return [
+            each
+            for each in silent
+            if alive.isdisjoint(_kin(each))
+            # What a gauge counts is still to end, as after a leap of our clock.
+            and (each.family.type is not MetricType.GAUGE or not each.value)
+        ]
 
-    def _in_the_way(self, series: list[Series], now_ms: int) -> list[Series]:
-        """Find the series of the longest silent versions of crowded apps."""
+    def _in_the_way(self, last: dict[_Kin, int], now_ms: int) -> set[_Kin | None]:
+        """Find the longest silent versions of crowded apps."""
         labels = self._state.labels
-        crowded = {app_id for app_id in {each.labels[0] for each in series} if labels.crowding(app_id)}
-        if not crowded:
-            return []
-        last: dict[_Version, int] = {}
-        for each in series:
-            version = _version(each)
-            if version is not None and version[0] in crowded and not labels.is_free_version(version[1]):
-                last[version] = max(each.last_ms, last.get(version, 0))
-        leaving: set[_Version | None] = set()
-        for app_id in crowded:
+        crowded = {kin[0]: crowding for kin in last if len(kin) == _VERSION and (crowding := labels.crowding(kin[0]))}
+        leaving: set[_Kin | None] = set()
+        for app_id, crowding in crowded.items():
             silent = sorted(
-                (when, version)
-                for version, when in last.items()
-                if version[0] == app_id and when < now_ms - PROTECTED_MS
+                (when, kin)
+                for kin, when in last.items()
+                if len(kin) == _VERSION
+                and kin[0] == app_id
+                and when < now_ms - PROTECTED_MS
+                and not labels.is_free_version(kin[1])
             )
-            leaving.update(version for _, version in silent[: labels.crowding(app_id)])
-        return [each for each in series if _version(each) in leaving]
+            leaving.update(kin for _, kin in silent[:crowding])
+        return leaving
 
     def _release(self, gone: list[Series]) -> None:
         """Give back the places of labels that no series has any more."""
@@ -116,18 +136,21 @@ class Expiry:
         versions = {version for each in gone if (version := _version(each)) is not None}
         actions = {each.labels[2] for each in gone if each.family is EVENTS}
         channels = {(each.labels[0], each.labels[2]) for each in gone if each.family is CHANNEL_UPDATES}
-        for each in (*state.counters.all(), *state.figures.all()):
-            apps.discard(each.labels[0])
-            versions -= {_version(each)}
-            if each.family is EVENTS:
-                actions.discard(each.labels[2])
-            elif each.family is CHANNEL_UPDATES:
-                channels.discard((each.labels[0], each.labels[2]))
+        left: list[Series] = [*state.counters.all(), *state.figures.all()]
+        apps -= {each.labels[0] for each in left}
+        versions -= {version for each in left if (version := _version(each)) is not None}
+        actions -= {each.labels[2] for each in left if each.family is EVENTS}
+        channels -= {(each.labels[0], each.labels[2]) for each in left if each.family is CHANNEL_UPDATES}
         state.labels.release_channels(channels)  # those of an app that goes, too, go before it
         state.labels.release(apps=apps, versions=versions, actions=actions)
         if state.derived is not None:
             state.derived.forget(versions, apps)
         self._on_release()
+
+
+def _chunks(series: list[Series]) -> Iterator[list[Series]]:
+    for start in range(0, len(series), _CHUNK):
+        yield series[start : start + _CHUNK]
 
 
 def _version(series: Series) -> _Version | None:

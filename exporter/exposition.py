@@ -2,14 +2,15 @@
 
 The small families are rendered by prometheus-client. The families that are stored may have a hundred thousand series,
 for which `generate_latest` stops the event loop for more than a second; they are joined from text that each series
-keeps, in chunks, with a pause for other requests between them. Both ways give the same page when parsed; a test
-compares them.
+keeps, in chunks, with a pause for other requests between them. The pauses are few: while requests pour in, each lasts
+as long as the work of all that wait, some 100 ms, which made 10 s for 200,000 series. Both ways give the same page when
+parsed; a test compares them.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Final
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -26,7 +27,9 @@ OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SERIES_A_CHUNK: Final = 2000
 _HISTOGRAMS_A_CHUNK: Final = 200
+_MOST_CHUNKS: Final = 16
 _EOF: Final = b"# EOF\n"
+_Thing = TypeVar("_Thing")
 
 
 def shown_value(series: Series, *, to_scraper: bool) -> int | None:
@@ -122,21 +125,27 @@ class Page:
             name = family.name if openmetrics else family.sample_name
             chunks.append(f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n".encode())
             if family.type is MetricType.HISTOGRAM:
-                histograms = iter(self._figures.histograms(family))
-                while some := list(islice(histograms, _HISTOGRAMS_A_CHUNK)):
+                for some in _parts(self._figures.histograms(family), _HISTOGRAMS_A_CHUNK):
                     chunks.append("".join([_histogram_lines(each, to_scraper=to_scraper) for each in some]).encode())
                     await asyncio.sleep(0)
                 continue
-            series = iter(self._counters if family is EVENTS else self._figures.of(family))
-            while chunk := list(islice(series, _SERIES_A_CHUNK)):
-                chunks.append(_lines(chunk, to_scraper=to_scraper).encode())
+            series: list[Series] = [*self._counters] if family is EVENTS else self._figures.of(family)
+            for part in _parts(series, _SERIES_A_CHUNK):
+                chunks.append(_lines(part, to_scraper=to_scraper).encode())
                 await asyncio.sleep(0)
         if openmetrics:
             chunks.append(_EOF)
         return b"".join(chunks)
 
 
-def _lines(chunk: list[Series], *, to_scraper: bool) -> str:
+def _parts(things: Sequence[_Thing], least: int) -> Iterator[Sequence[_Thing]]:
+    """Cut a sequence into parts of so many things at least, and of more where there would be too many parts."""
+    size = max(least, math.ceil(len(things) / _MOST_CHUNKS))
+    for start in range(0, len(things), size):
+        yield things[start : start + size]
+
+
+def _lines(chunk: Sequence[Series], *, to_scraper: bool) -> str:
     if not to_scraper:
         return "".join([f"{series.text}{series.value}\n" for series in chunk])
     values = ((series.text, shown_value(series, to_scraper=True)) for series in chunk)

@@ -22,6 +22,8 @@ from exporter.telemetry import Telemetry
 MAX_STAGED_EVENTS: Final = 200_000
 """While so many wait for a slow disk, new requests are refused; it takes some 150 MB."""
 
+SLOW_DISK: Final = "too many events wait for the disk"
+FULL_JOURNAL: Final = "the journal is full"
 _EVENTS_AT_ONCE: Final = 1000
 _CELL_CACHE_FACTOR: Final = 4
 _UNKNOWN_ACTION: Final = Rejection("unknown_action", "This endpoint accepts known actions only")
@@ -100,12 +102,21 @@ class Intake:
     @property
     def is_open(self) -> bool:
         """Tell whether events can be stored now, and new requests be taken."""
-        return self._is_writable and self._committer.group.events < MAX_STAGED_EVENTS
+        return not self.closed_because
 
     @property
-    def _is_writable(self) -> bool:
+    def closed_because(self) -> str:
+        """Why events cannot be stored now; empty if they can."""
+        if self._committer.group.events >= MAX_STAGED_EVENTS:
+            return SLOW_DISK
+        return self._refused_because
+
+    @property
+    def _refused_because(self) -> str:
+        if not self._committer.writable:
+            return "the journal cannot be written"
         limit = self._rules.reject_when_full
-        return self._committer.writable and (limit is None or self._committer.journal_bytes < limit)
+        return FULL_JOURNAL if limit is not None and self._committer.journal_bytes >= limit else ""
 
     def forget_cells(self) -> None:
         """Drop the shortcuts to cells, after some were removed."""
@@ -124,7 +135,7 @@ class Intake:
         """
         staged = _Staged()
         try:
-            self._check_room()
+            _check(self.closed_because)
             for start in range(0, len(batch.events), _EVENTS_AT_ONCE):
                 if start:
                     await self._make_way()
@@ -149,15 +160,8 @@ class Intake:
         else:
             await self._committer.wait(group)
 
-    def _check_room(self) -> None:
-        if not self.is_open:
-            msg = "too many events wait for the disk"
-            raise UnavailableError(msg)
-
     def _stage(self, batch: Batch, start: int, staged: _Staged) -> None:
-        if not self._is_writable:
-            msg = "the journal takes no events now"
-            raise UnavailableError(msg)
+        _check(self._refused_because)
         group = self._committer.group
         now_ms = self._clock.wall_ms()
         events = group.events
@@ -243,9 +247,15 @@ class Intake:
         """Keep the short way to a cell, for events whose texts are the labels themselves; so the number is bounded."""
         if len(self._cells) >= self._max_cached:
             self._cells.clear()
-        self._cells[
-            (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
-        ] = cell
+        # The labels' own texts, which are the same: those of the event would take as much room again for each key.
+        app_id, platform, action, version, _ = cell.labels
+        version_name = version if event.version_name else event.version_name
+        self._cells[app_id, platform, action, version_name, event.is_prod, event.is_emulator] = cell
+
+
+def _check(problem: str) -> None:
+    if problem:
+        raise UnavailableError(problem)
 
 
 def _raise_unless_stored(error: NotStoredError | None) -> None:

@@ -49,13 +49,14 @@ class Placement:
 class LabelPolicy:
     """Turns events into labels."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all are settings
         self,
         *,
         max_apps: int,
         max_versions_per_app: int,
         max_unknown_actions: int,
         reserved_apps: Iterable[str],
+        is_marked: Callable[[str, str], bool],
         monotonic: Callable[[], float],
         on_overflow: Callable[[str, str], None],
     ) -> None:
@@ -66,11 +67,13 @@ class LabelPolicy:
             max_versions_per_app: versions of one app with labels of their own.
             max_unknown_actions: actions unknown to the catalogue with labels of their own.
             reserved_apps: apps that always have labels of their own.
+            is_marked: tells whether a version of an app was marked as a release; it then has a label of its own.
             monotonic: seconds, for the rates.
             on_overflow: called with the label's name and the value for each event counted as `other`.
         """
         self._max_versions = max_versions_per_app
         self._reserved_apps = frozenset(reserved_apps)
+        self._is_marked = is_marked
         self._monotonic = monotonic
         self._on_overflow = on_overflow
         self._apps = CappedValues(max_apps, _NEW_APPS_AN_HOUR, monotonic)
@@ -109,20 +112,20 @@ class LabelPolicy:
     def restore(self, labels: Labels) -> None:
         """Take the places of a series that the journal holds."""
         if labels.app_id not in _FREE_APPS and labels.app_id not in self._reserved_apps:
-            self._apps.restore(labels.app_id)
+            self._apps.add(labels.app_id)
         if labels.action not in BY_NAME and labels.action != OTHER:
-            self._unknown_actions.restore(labels.action)
+            self._unknown_actions.add(labels.action)
         self.restore_version(labels.app_id, labels.version)
 
     def restore_version(self, app_id: str, version: str) -> None:
         """Take the place of a version."""
         if version not in _FREE_VERSIONS:
-            self._versions_of(app_id).restore(version)
+            self._versions_of(app_id).add(version)
 
     def restore_channel(self, app_id: str, channel: str) -> None:
         """Take the place of a channel."""
         if channel not in _FREE_CHANNELS:
-            self._channels_of(app_id).restore(channel)
+            self._channels_of(app_id).add(channel)
 
     def release_channels(self, channels: Iterable[tuple[str, str]]) -> None:
         """Give back the places of channels that no series has any more; a channel comes with its app."""
@@ -167,7 +170,12 @@ class LabelPolicy:
         return value in BY_NAME or value == OTHER or self._unknown_actions.admit(value)
 
     def _admit_version(self, app_id: str, value: str) -> bool:
-        return value in _FREE_VERSIONS or self._versions_of(app_id).admit(value)
+        if value in _FREE_VERSIONS or self._versions_of(app_id).admit(value):
+            return True
+        if not self._is_marked(app_id, value):
+            return False
+        self._versions_of(app_id).add(value)
+        return True
 
     def _admit_channel(self, app_id: str, value: str) -> bool:
         return value in _FREE_CHANNELS or self._channels_of(app_id).admit(value)

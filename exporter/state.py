@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
+from exporter.caps import SeriesRoom
 from exporter.clock import Clock
 from exporter.commit import Committer
 from exporter.counters import EVENTS, Cell, Counters
@@ -17,6 +18,7 @@ from exporter.derived.episodes import Episodes
 from exporter.derived.figures import Figures
 from exporter.derived.releases import Releases
 from exporter.derived.state import DerivedState
+from exporter.events import UNKNOWN
 from exporter.group import NotStoredError, Write
 from exporter.journal.derived_records import RestoredDerived
 from exporter.journal.opening import Opened, open_journal
@@ -24,6 +26,7 @@ from exporter.journal.records import Birth, Restored, SeriesRow
 from exporter.journal.store import Journal
 from exporter.labels import LabelPolicy, Labels
 from exporter.overflow import OverflowLog
+from exporter.repair import report_repair
 from exporter.series import Family, Lifecycle, Series
 from exporter.settings import Settings
 from exporter.state_metrics import StateCollector
@@ -49,27 +52,30 @@ class State:
         Raises:
             UnusableError: if the journal cannot be opened.
         """
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(clock.monotonic)
         self._clock = clock
         opened = self._open(settings)
-        overflow = OverflowLog(self.telemetry, clock.monotonic)
+        overflow = OverflowLog(self.telemetry)
         self.labels = LabelPolicy(
             max_apps=settings.max_apps,
             max_versions_per_app=settings.max_versions_per_app,
             max_unknown_actions=settings.max_unknown_actions,
             reserved_apps=settings.allowed_apps,
+            is_marked=self._is_marked,
             monotonic=clock.monotonic,
             on_overflow=overflow,
         )
         self.lifecycle = Lifecycle()
-        self.counters = Counters(self.lifecycle, settings.max_series, overflow)
+        listed = settings.allowed_apps - {f"-{UNKNOWN}"}
+        rooms = [SeriesRoom(settings.max_series, listed, self._is_marked) for _ in range(2)]
+        self.counters = Counters(self.lifecycle, rooms[0], overflow)
         bounds = {
             families.DOWNLOAD_DURATION: settings.download_buckets,
             families.DOWNLOAD_KIND_DURATION: settings.download_buckets,
             families.LAUNCH_DURATION: settings.launch_buckets,
             families.WEBVIEW_LOAD_DURATION: settings.launch_buckets,
         }
-        self.figures = Figures(self.lifecycle, bounds, settings.max_series, overflow)
+        self.figures = Figures(self.lifecycle, bounds, rooms[1], overflow)
         self.dedupe = DedupeWindow(settings.dedupe_events)
         self.derived = self._make_derived(settings) if settings.derived == "on" else None
         self.journal = Journal(
@@ -112,6 +118,8 @@ class State:
 
     def _open(self, settings: Settings) -> Opened:
         opened = open_journal(settings.data_dir)
+        if opened.salvaged is not None:
+            report_repair(self.telemetry, opened.salvaged)
         if opened.set_aside is not None:
             path, reason = opened.set_aside
             self.telemetry.journal_set_aside.set(1)
@@ -123,9 +131,11 @@ class State:
         return opened
 
     def _make_derived(self, settings: Settings) -> DerivedState:
-        skipped = self.telemetry.derived_skipped
-        devices = Devices(settings.max_sketches, skipped["no_sketch"].inc)
+        devices = Devices(settings.max_sketches, lambda: self.telemetry.skip("no_sketch", 1))
         return DerivedState(devices, Releases(self._installs), self.telemetry, self._clock)
+
+    def _is_marked(self, app_id: str, version: str) -> bool:
+        return self.derived is not None and self.derived.marks.has(app_id, version)
 
     def _installs(self) -> Mapping[str, Mapping[str, int]]:
         """Give the stored production installs by app and version."""

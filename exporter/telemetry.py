@@ -2,12 +2,14 @@
 
 import platform
 import time
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client import disable_created_metrics as leave_out_created_series
 
 from exporter import __version__
+from exporter.notices import Notices
 
 EVENT_OUTCOMES: Final = (
     ("accepted", ""),
@@ -30,6 +32,9 @@ SKIP_REASONS: Final = (
     "forgotten_download",
     "no_sketch",
 )
+LIMIT_SKIPS: Final = frozenset({"too_many_steps", "forgotten_download", "no_sketch"})
+"""Those of them that a limit is the reason for."""
+
 BODY_PROBLEMS: Final = (
     "invalid_json",
     "invalid_shape",
@@ -47,7 +52,7 @@ REPLIES: Final = {
     "readyz": (200, 503),
     "index": (200,),
     "releases": (200, 400, 401, 413, 415, 500, 503),
-    "none": (404, 405),
+    "none": (400, 404, 405),
 }
 """The statuses that each handler is known to answer with."""
 DELIVERY_FAILURES: Final = (
@@ -67,8 +72,13 @@ _BATCH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 class Telemetry:
     """All metrics about the exporter, in a registry of their own; label values that are known start at 0."""
 
-    def __init__(self) -> None:
-        """Register the metrics."""
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Register the metrics.
+
+        Args:
+            monotonic: seconds that never go back.
+        """
+        self.notices = Notices(monotonic)
         leave_out_created_series()
         self.registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
@@ -79,6 +89,12 @@ class Telemetry:
         self._make_event_metrics(registry)
         self._make_journal_metrics(registry)
         self._make_delivery_metrics(registry)
+
+    def skip(self, reason: str, count: int) -> None:
+        """Count what derived figures left out, and tell of it if a limit is the reason."""
+        self.derived_skipped[reason].inc(count)
+        if reason in LIMIT_SKIPS:
+            self.notices.warn("a limit is reached; some derived figures are less exact", reason)
 
     def _make_http_metrics(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -201,6 +217,16 @@ class Telemetry:
         self.journal_read_failures = Counter(
             "capgo_exporter_journal_read_failures", "Reads of points for delivery that failed.", registry=registry
         )
+        self.journal_repairs = Counter(
+            "capgo_exporter_journal_repairs",
+            "Times that a damaged journal was replaced by a new file with all of it that could be read.",
+            registry=registry,
+        )
+        self.journal_lost_points = Counter(
+            "capgo_exporter_journal_lost_points",
+            "Points, dead letters among them, that could not be read when the journal was repaired.",
+            registry=registry,
+        )
 
     def _make_delivery_metrics(self, registry: CollectorRegistry) -> None:
         self.delivery_requests = Counter(
@@ -241,6 +267,11 @@ class Telemetry:
         self.dropped_dead_letters = Counter(
             "capgo_exporter_dead_letters_dropped_points",
             "Dead letters dropped because there were too many.",
+            registry=registry,
+        )
+        self.delivery_set_aside = Gauge(
+            "capgo_exporter_delivery_set_aside_batches",
+            "Batches on which InfluxDB fails while it takes others: they wait in the journal, and are tried later.",
             registry=registry,
         )
         self.delivery_last_success = Gauge(

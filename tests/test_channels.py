@@ -36,6 +36,7 @@ class Policy(LabelPolicy):
             max_versions_per_app=cap,
             max_unknown_actions=1,
             reserved_apps=(),
+            is_marked=lambda _app_id, _version: False,
             monotonic=self.time.clock.monotonic,
             on_overflow=lambda label, value: self.overflow.append((label, value)),
         )

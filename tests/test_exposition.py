@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from exporter.caps import SeriesRoom
 from exporter.counters import Cell, Counters
 from exporter.derived.families import FAMILIES
 from exporter.derived.figures import Figures
@@ -125,7 +126,7 @@ BOUNDS = {family: (0.5, 2.0, 7200.0) for family in FAMILIES if family.type is Me
 def page_of(series: Mapping[Labels, tuple[int, Birth]], small: CollectorRegistry) -> Page:
     """Make a page of the series of a store, as a restart finds it."""
     lifecycle = Lifecycle()
-    counters = Counters(lifecycle, 10_000, ignore)
+    counters = Counters(lifecycle, SeriesRoom(10_000), ignore)
     cells = []
     for number, (labels, (value, birth)) in enumerate(series.items(), start=1):
         cell = Cell(labels, 0)
@@ -134,7 +135,7 @@ def page_of(series: Mapping[Labels, tuple[int, Birth]], small: CollectorRegistry
         cell.birth = birth
         cells.append(cell)
     counters.restore(cells, 0)
-    figures = Figures(lifecycle, BOUNDS, 10_000, ignore)
+    figures = Figures(lifecycle, BOUNDS, SeriesRoom(10_000), ignore)
     for family in FAMILIES:
         for labels, (value, birth) in series.items():
             names = tuple(labels[: len(family.labels)]) + labels[: max(0, len(family.labels) - len(labels))]

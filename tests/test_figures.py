@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client import Histogram as ClientHistogram
 
+from exporter.caps import SeriesRoom
 from exporter.counters import Counters
 from exporter.derived import families
 from exporter.derived.figures import Figures
@@ -44,7 +45,7 @@ class Store(Figures):
         super().__init__(
             self.lifecycle,
             dict.fromkeys(HISTOGRAMS, bounds),
-            max_series,
+            SeriesRoom(max_series),
             lambda label, value: self.overflow.append((label, value)),
         )
 
@@ -62,7 +63,7 @@ class Store(Figures):
 
     def page(self) -> str:
         """Render the page of these figures."""
-        page = Page(CollectorRegistry(), Counters(self.lifecycle, 1000, lambda *_: None), self)
+        page = Page(CollectorRegistry(), Counters(self.lifecycle, SeriesRoom(1000), lambda *_: None), self)
         return asyncio.run(page.render(openmetrics=False, to_scraper=False)).decode()
 
 

@@ -33,11 +33,13 @@ class Policy(LabelPolicy):
         """Set the caps."""
         self.time = ManualClock()
         self.overflow = Overflow()
+        self.marked: set[tuple[str, str]] = set()
         super().__init__(
             max_apps=apps,
             max_versions_per_app=versions,
             max_unknown_actions=actions,
             reserved_apps=reserved,
+            is_marked=lambda app_id, version: (app_id, version) in self.marked,
             monotonic=self.time.clock.monotonic,
             on_overflow=self.overflow,
         )
@@ -243,6 +245,18 @@ def test_free_values_take_no_place() -> None:
         policy.labels(app).app_id for app in ("app", "unknown", "other", "another")
     ]
     assert [("version", "2.0.0"), ("app_id", "another")] == policy.overflow.seen
+
+
+def test_marked_releases_always_have_labels() -> None:
+    """Past the cap a version that was marked has its own label, in its app alone; it takes the place of no other."""
+    policy = Policy(versions=10)
+    assert numbered(0, 10) == policy.versions(numbered(0, 10))
+    policy.marked.add(("app", "2.0.0"))
+    assert ["2.0.0", "other", "1.0.3"] == policy.versions(["2.0.0", "2.0.1", "1.0.3"])
+    policy.versions(numbered(0, 10), "app2")
+    assert ["other"] == policy.versions(["2.0.0"], "app2")
+    policy.marked.clear()  # A release whose mark is forgotten keeps its place.
+    assert ["2.0.0"] == policy.versions(["2.0.0"])
 
 
 def test_reserved_apps_always_have_labels() -> None:

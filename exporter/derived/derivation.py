@@ -171,7 +171,7 @@ class Derivation:
             channel = self._labels.place_channel(*key)
             if len(self._channels) >= _CACHED_CHANNELS:
                 self._channels.clear()
-            if channel != OTHER:
+            if channel == sent:  # else the text may be of any length
                 self._channels[key] = channel
         return channel
 

@@ -31,6 +31,7 @@ class Episode:
         due_ms: when it has to be settled, or, without entries, forgotten.
         queued_ms: the earliest moment for which it stands in the queue; far away if it does not.
         row: the transaction with which its state was last written.
+        weight: how many of its entries are counted among all.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Episode:
         "queued_ms",
         "row",
         "track",
+        "weight",
     )
 
     def __init__(self, track: Track, device: int) -> None:
@@ -57,6 +59,7 @@ class Episode:
         self.due_ms = 0
         self.queued_ms = NEVER
         self.row = 0
+        self.weight = 0
         self._changed_ms = 0
         self._ended_ms: int | None = None
         self._is_over = False  # a download's end is among the entries

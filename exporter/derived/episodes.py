@@ -4,7 +4,7 @@ Entries may come in any order, twice, or hours apart. So they are kept until the
 """
 
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final
@@ -16,6 +16,9 @@ from exporter.derived.tracks import Track
 
 MAX_EPISODES: Final = 100_000
 """Past so many, the least recently changed is settled at once."""
+
+MAX_ENTRIES: Final = 1_000_000
+"""Past so many entries of all episodes, too; they take some 270 MiB."""
 
 _CLOCK_SET_BACK_MS: Final = 60_000
 _SLACK_STATES: Final = 10_000
@@ -34,7 +37,9 @@ class Episodes:
 
     def __init__(self) -> None:
         """Start without any."""
-        self._live: dict[Episode, None] = {}
+        # Not a dict: to find the first one it looks at the places of all that were taken out before it.
+        self._live: OrderedDict[Episode, None] = OrderedDict()
+        self._entries = 0
         self._queue: list[tuple[int, int, Episode]] = []
         self._queued = 0
         self._rows: deque[tuple[int, int]] = deque()
@@ -55,14 +60,21 @@ class Episodes:
         self._live[episode] = None
         return episode
 
-    def oldest(self) -> Episode | None:
-        """Give the least recently written episode if a new one has no room."""
-        return next(iter(self._live)) if len(self._live) >= MAX_EPISODES else None
+    def oldest(self, *, for_new: bool = True) -> Episode | None:
+        """Give the least recently written episode if an entry has no room, or the new episode that it begins."""
+        is_full = self._entries >= MAX_ENTRIES or (for_new and len(self._live) >= MAX_EPISODES)
+        return next(iter(self._live), None) if is_full else None
+
+    def weigh(self, episode: Episode) -> None:
+        """Note how many entries an episode has by now."""
+        self._entries += len(episode.entries) - episode.weight
+        episode.weight = len(episode.entries)
 
     def forget(self, episode: Episode) -> None:
         """Take an episode out; if the log holds more of it than memory, it must be cleared and written once more."""
         if self._live.pop(episode, 0) is None:
             del episode.track.episodes[episode.device]
+            self._entries -= episode.weight
 
     def queue(self, episode: Episode) -> None:
         """Let an episode be found when it is due."""
@@ -110,8 +122,7 @@ class Episodes:
         for episode in written:
             episode.row = number
             if episode in self._live:
-                del self._live[episode]
-                self._live[episode] = None
+                self._live.move_to_end(episode)
         self._rows.append((number, len(written)))
         self._logged += len(written)
         return _encoder.encode([episode.state() for episode in written])
@@ -137,6 +148,7 @@ class Episodes:
         for episode in self._live:
             episode.track.episodes.clear()
         self._live.clear()
+        self._entries = 0
         self._queue.clear()
         self._rows.clear()
         self._logged = 0
@@ -153,9 +165,9 @@ class Episodes:
                     continue
                 episode.resume(state)
                 episode.row = number
-                del self._live[episode]
-                self._live[episode] = None
+                self._live.move_to_end(episode)
         for episode in self._live:
+            self.weigh(episode)
             self.queue(episode)
 
     def _clear_queue(self) -> None:

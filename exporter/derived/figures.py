@@ -6,6 +6,7 @@ from typing import Final
 
 from prometheus_client.utils import floatToGoString
 
+from exporter.caps import SeriesRoom
 from exporter.derived.families import FAMILIES
 from exporter.labels import OTHER
 from exporter.series import Family, Lifecycle, MetricType, Series, label_text
@@ -45,7 +46,7 @@ class Figures:
         self,
         lifecycle: Lifecycle,
         bounds_seconds: Mapping[Family, tuple[float, ...]],
-        max_series: int,
+        room: SeriesRoom,
         on_overflow: Callable[[str, str], None],
     ) -> None:
         """Make an empty store.
@@ -53,7 +54,7 @@ class Figures:
         Args:
             lifecycle: where new series enter.
             bounds_seconds: the upper bounds of each histogram family's buckets, without infinity.
-            max_series: past so many series, new ones are replaced by those of `other` labels.
+            room: how many series there may be; past it, new ones are replaced by those of `other` labels.
             on_overflow: called with `series` and the labels whenever that happens.
         """
         self._lifecycle = lifecycle
@@ -65,7 +66,7 @@ class Figures:
             family: [*(floatToGoString(bound / 1000) for bound in bounds), "+Inf"]
             for family, bounds in self._bounds_ms.items()
         }
-        self._max_series = max_series
+        self._room = room
         self._on_overflow = on_overflow
         self._count = 0
         self._series: dict[Family, dict[_Labels, Series]] = {family: {} for family in FAMILIES}
@@ -96,7 +97,7 @@ class Figures:
     def find(self, family: Family, labels: _Labels, now_ms: int) -> Series:
         """Give the series of some labels, and make it if it is new."""
         found = self._series[family].get(labels)
-        if found is None and self._count >= self._max_series:
+        if found is None and not self._room.allows(labels[0], _version(family, labels), 1):
             labels = self._overflowed(family, labels)
             found = self._series[family].get(labels)
         return found or self._make(family, labels, f"{family.sample_name}{{{_text(family, labels)}}} ", now_ms)
@@ -104,7 +105,7 @@ class Figures:
     def histogram(self, family: Family, labels: _Labels, now_ms: int) -> Histogram:
         """Give the histogram of some labels, and make its series if it is new."""
         found = self._histograms[family].get(labels)
-        if found is None and self._count + len(self._buckets[family]) >= self._max_series:
+        if found is None and not self._room.allows(labels[0], _version(family, labels), len(self._buckets[family]) + 1):
             labels = self._overflowed(family, labels)
             found = self._histograms[family].get(labels)
         return found or self._make_histogram(family, labels, now_ms)
@@ -143,6 +144,8 @@ class Figures:
         for series in gone:
             if self._series.get(series.family, {}).pop(series.labels, None) is not None:
                 self._count -= 1
+                if not _is_overflow(series):
+                    self._room.give_back(series, series.labels[0])
                 self._histograms.get(series.family, {}).pop(series.labels[:-1], None)
 
     def _overflowed(self, family: Family, labels: _Labels) -> _Labels:
@@ -174,6 +177,19 @@ class Figures:
     def _add(self, series: Series) -> None:
         self._series[series.family][series.labels] = series
         self._count += 1
+        if not _is_overflow(series):
+            self._room.take(series, series.labels[0], _version(series.family, series.labels))
+
+
+def _version(family: Family, labels: _Labels) -> str:
+    """Give the version among the labels; none if the family has no such label."""
+    return labels[family.labels.index("version")] if "version" in family.labels else ""
+
+
+def _is_overflow(series: Series) -> bool:
+    """Tell whether a series is one that stands in for those past the bound."""
+    named = zip(series.family.labels, series.labels, strict=False)  # a histogram's series have `le` besides
+    return all(value == OTHER for name, value in named if name in _CAPPED_LABELS)
 
 
 def _text(family: Family, labels: _Labels) -> str:

@@ -46,10 +46,10 @@ class Following:
         if episode is not None and episode.due_ms <= now_ms:
             self._settle(episode, group, now_ms)
             episode = track.episodes.get(device)
+        oldest = episodes.oldest(for_new=episode is None)
+        if oldest is not None and oldest is not episode:
+            self._evict(oldest, group, now_ms)
         if episode is None:
-            oldest = episodes.oldest()
-            if oldest is not None:
-                self._evict(oldest, group, now_ms)
             episode = episodes.begin(track, device)
         elif not episode.entries and episode.memory is not None and episode.memory.takes(entry):
             group.derived.episodes[episode] = None
@@ -60,6 +60,7 @@ class Following:
         if not episode.add(entry):
             group.derived.skip("too_many_steps")
             return
+        episodes.weigh(episode)
         group.derived.episodes[episode] = None
         if episode.is_open != was_open:
             self._note_open(episode, was_open=was_open, group=group, now_ms=now_ms)
@@ -78,6 +79,7 @@ class Following:
             return
         was_open = episode.is_open
         settled = episode.settle()
+        self._episodes.weigh(episode)
         for attempt in settled.attempts:
             self._tally.attempt(episode.track, attempt, group, now_ms)
         for failure in settled.failures:

@@ -49,6 +49,7 @@ class Marks:
     def __init__(self) -> None:
         """Make an empty store."""
         self._marks: dict[Key, MarkRow] = {}
+        self._versions: set[tuple[str, str]] = set()
 
     def prepare(self, marks: Iterable[MarkRow]) -> MarkChanges:
         """Tell what the next transaction must store so that it holds these marks too; nothing changes yet.
@@ -70,6 +71,7 @@ class Marks:
         for mark in changes.rows:
             self._marks.pop(_key(mark), None)
             self._marks[_key(mark)] = mark
+        self._note_versions()
 
     def restore(self, rows: Iterable[MarkRow]) -> None:
         """Take over what the journal holds.
@@ -81,10 +83,16 @@ class Marks:
         for mark in marks:
             _check(mark)
         self._marks.update((_key(mark), mark) for mark in marks)
+        self._note_versions()
+
+    def has(self, app_id: str, version: str) -> bool:
+        """Tell whether a version of an app is marked, on whatever channel."""
+        return (app_id, version) in self._versions
 
     def clear(self) -> None:
         """Forget everything."""
         self._marks.clear()
+        self._note_versions()
 
     def collect(self) -> Iterator[Metric]:
         """Give the families with their present values."""
@@ -102,6 +110,9 @@ class Marks:
                 rollout.add_metric(key, mark.rollout_percentage / _FULL_ROLLOUT)
         yield timestamp
         yield rollout
+
+    def _note_versions(self) -> None:
+        self._versions = {(app_id, version) for app_id, version, _ in self._marks}
 
 
 def line(mark: MarkRow) -> str:

@@ -100,7 +100,7 @@ class DerivedState:
         if changes.marks:
             self.marks.apply(MarkChanges(changes.marks, changes.forgotten_marks))
         for reason, count in staged.skipped.items():
-            self._telemetry.derived_skipped[reason].inc(count)
+            self._telemetry.skip(reason, count)
 
     def restore(self, restored: RestoredDerived) -> None:
         """Take over what the journal holds, in place of everything there is.

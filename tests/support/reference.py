@@ -169,6 +169,7 @@ def distinct(arrivals: Arrivals) -> list[Seen]:
         max_versions_per_app=1000,
         max_unknown_actions=1000,
         reserved_apps=(),
+        is_marked=lambda _app_id, _version: False,
         monotonic=lambda: 0.0,
         on_overflow=lambda _label, _value: None,
     )
