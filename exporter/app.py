@@ -1,6 +1,7 @@
 """The wiring: every part is made, joined and taken down here, and nowhere else."""
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,7 +25,7 @@ from exporter.influx import InfluxWriter
 from exporter.intake import Intake, Rules
 from exporter.journal.derived_records import MarkRow
 from exporter.journal.lock import DirectoryLock
-from exporter.journal.reader import JournalReader
+from exporter.malformed import HttpLog
 from exporter.operations import HealthHandler, MetricsHandler
 from exporter.points import PointEncoder
 from exporter.privacy import IdPolicy, load_hash_key
@@ -51,6 +52,7 @@ class Exporter:
         public: serves the stats path, and everything else if there is no second listener.
         private: serves everything else on the second listener, if there is one.
         connections: those of each, in the same order.
+        http_log: where the servers log.
         drain: begins when the exporter stops; `/readyz` tells.
         derivation: works out derived figures; None if they are switched off.
     """
@@ -58,6 +60,7 @@ class Exporter:
     public: web.Application
     private: web.Application | None
     connections: tuple[Connections, Connections]
+    http_log: logging.Logger
     drain: Drain
     derivation: Derivation | None
 
@@ -170,7 +173,7 @@ async def _delivering(settings: Settings, state: State, tasks: Tasks) -> AsyncIt
         bucket=settings.influx_bucket,
         timeout_seconds=settings.influx_timeout,
     )
-    delivery = Delivery(JournalReader(state.journal.path), writer, state.committer, state.telemetry)
+    delivery = Delivery(state.journal.reader(), writer, state.committer, state.telemetry)
     tasks.start(_DELIVERY, delivery.run())
     try:
         yield delivery
@@ -221,7 +224,8 @@ def _make_web(
             await state.committer.write(Write(marks=[mark], lines=[mark_line(mark)]))
 
         operations.add_routes(releases_routes(ReleasesHandler(store, clock.wall_ms, releases_token)))
-    return Exporter(public, private, connections, drain, intake.derivation)
+    http_log = HttpLog(state.telemetry)
+    return Exporter(public, private, connections, http_log, drain, intake.derivation)
 
 
 def _secret(value: SecretStr | None) -> str | None:

@@ -22,13 +22,17 @@ from exporter.group import Group, NotStoredError, Write
 from exporter.journal.derived_records import DerivedChanges, MarkRow, RestoredDerived
 from exporter.journal.records import BirthRow, Committed, SeriesRow, Transaction
 from exporter.journal.store import CommitFailedError, Journal
+from exporter.repair import Repairs
 from exporter.series import Lifecycle, Series, whole
 from exporter.telemetry import Telemetry
 
 _PROBE_SECONDS: Final = 1.0
+_CALM_SECONDS: Final = 60.0
+"""A journal that fails again within it is still in the same trouble: a disk that is just full takes small writes."""
+
 _json = msgspec.json.Encoder()
 _Result = TypeVar("_Result")
-_Waiting = list[tuple["Write", asyncio.Future[Committed]]]
+_Waiting = list[tuple["Write", asyncio.Future[None]]]
 
 log = structlog.get_logger()
 
@@ -71,9 +75,12 @@ class Committer:
         self._telemetry = telemetry
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "journal")
+        self.repairs = Repairs(journal, self._thread, telemetry, clock.monotonic)
         self._work = asyncio.Event()
         self._stopping = asyncio.Event()
         self._writes: _Waiting = []
+        self._in_trouble = False
+        self._calm: asyncio.TimerHandle | None = None
         self.group = Group()
         self.in_flight: Group | None = None
         self.writable = True
@@ -93,8 +100,10 @@ class Committer:
         self._work.set()
         return waiter
 
-    async def write(self, write: Write) -> Committed:
+    async def write(self, write: Write) -> None:
         """Store something with the next transaction.
+
+        What has to be stored exactly once, as dead letters have, waits until it is known whether it is.
 
         Raises:
             NotStoredError: if it is not stored, or may not be.
@@ -102,10 +111,10 @@ class Committer:
         if not self.writable:
             msg = "the journal cannot be written"
             raise NotStoredError(msg)
-        done: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writes.append((write, done))
         self._work.set()
-        return await done
+        await done
 
     async def run(self) -> None:
         """Commit until `stop`; on return everything that was staged is answered."""
@@ -115,10 +124,14 @@ class Committer:
             while self._writes or not self.group.is_empty:
                 await self._commit_next()
             if self._stopping.is_set():
-                return
+                break
+        if self._calm is not None:
+            self._calm.cancel()
+        await self.repairs.wait()
 
     def stop(self) -> None:
         """Let `run` return once everything staged is stored."""
+        self.repairs.stop()
         self._stopping.set()
         self._work.set()
 
@@ -133,17 +146,23 @@ class Committer:
         self.in_flight = group
         transaction, expired = self._transaction(group, [write for write, _ in writes])
         started = self._clock.monotonic()
+        repairs = self.repairs.done
         try:
             committed = await self._in_thread(self._journal.commit, transaction)
         except CommitFailedError as error:
-            self._discard(group, writes, error)
-            last_stored = await self._mend(error)
-            if last_stored >= transaction.number:
-                self._show(group, [write for write, _ in writes], transaction, expired)
+            doubtful = [done for write, done in writes if write.delivered and not error.is_certain]
+            self._discard(group, [done for _, done in writes if done not in doubtful], error)
+            is_stored = False
+            try:
+                is_stored = await self._mend(error, repairs) >= transaction.number
+                if is_stored:
+                    self._show(group, [write for write, _ in writes], transaction, expired)
+            finally:
+                _answer(doubtful, None if is_stored else NotStoredError(str(error)))
             return
         except BaseException as error:
             # A fault of ours: this task ends, which `/healthz` reports, and whoever waits must not wait for ever.
-            self._discard(group, writes, error)
+            self._discard(group, [done for _, done in writes], error)
             raise
         self._telemetry.commit_duration.observe(self._clock.monotonic() - started)
         self._show(group, [write for write, _ in writes], transaction, expired)
@@ -151,9 +170,7 @@ class Committer:
         for waiter in group.waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        for _, done in writes:
-            if not done.done():
-                done.set_result(committed)
+        _answer([done for _, done in writes], None)
 
     async def _in_thread(self, function: Callable[..., _Result], *args: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
@@ -215,12 +232,16 @@ class Committer:
         if transaction.lines:
             self.on_stored()
 
-    def _discard(self, group: Group, writes: _Waiting, error: BaseException) -> None:
+    def _discard(self, group: Group, writes: list[asyncio.Future[None]], error: BaseException) -> None:
         """Refuse everything that is staged, also what came in while the failed transaction ran."""
         self.writable = False
         self._telemetry.journal_writable.set(0)
         self._telemetry.commit_failures.inc()
-        log.error("journal cannot be written; events are refused with 503 until it can", error=str(error))
+        if self._calm is not None:
+            self._calm.cancel()
+        if not self._in_trouble:
+            log.error("journal cannot be written; events are refused with 503 until it can", error=str(error))
+        self._in_trouble = True
         refusal = NotStoredError(str(error))
         following, self.group = self.group, Group()
         pending, self._writes = self._writes, []
@@ -228,35 +249,56 @@ class Committer:
         for waiter in (*group.waiters, *following.waiters):
             if not waiter.done():
                 waiter.set_result(refusal)
-        for _, done in (*writes, *pending):
-            if not done.done():
-                done.set_exception(refusal)
+        _answer([*writes, *(done for _, done in pending)], refusal)
 
-    async def _mend(self, error: CommitFailedError) -> int:
-        """Try the journal once a second until it can be written again.
+    async def _mend(self, error: CommitFailedError, repairs: int) -> int:
+        """Try the journal once a second until it can be written again; one that is damaged is repaired before.
 
         Returns:
             The number of the last transaction that is stored; it decides about one whose outcome was not certain. 0
             when stopped before that was known.
         """
+        latest = error
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _PROBE_SECONDS)
+            if latest.is_damage:
+                await self.repairs.run(repairs)
+            repairs = self.repairs.done
             try:
                 last_stored = await self._in_thread(self._journal.recover)
                 if self._derived is not None:
                     self._derived.restore(await self._in_thread(self._journal.read_derived))
             except CommitFailedError as again:
+                latest = again
                 log.debug("journal still cannot be written", error=str(again), first_error=str(error))
                 continue
             self.writable = True
             self._telemetry.journal_writable.set(1)
-            log.info("journal can be written again")
+            self._calm = asyncio.get_running_loop().call_later(_CALM_SECONDS, self._calm_down)
             return last_stored
         return 0
+
+    def _calm_down(self) -> None:
+        """Take the trouble for over: it has not come back for a while."""
+        self._in_trouble = False
+        log.info("journal can be written again", for_seconds=_CALM_SECONDS)
 
     def _count(self, committed: Committed) -> None:
         if committed.dropped_points:
             self._telemetry.dropped_points.inc(committed.dropped_points)
+            self._telemetry.notices.warn("EXPORTER_JOURNAL_MAX_BYTES is reached; the oldest points are dropped")
         if committed.dropped_dead_letter_points:
             self._telemetry.dropped_dead_letters.inc(committed.dropped_dead_letter_points)
+            self._telemetry.notices.warn("there are too many dead letters; the oldest are dropped")
+
+
+def _answer(writes: list[asyncio.Future[None]], error: NotStoredError | None) -> None:
+    """Tell those who wait for writes."""
+    for done in writes:
+        if done.done():
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)

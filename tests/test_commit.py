@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 import exporter.commit
 import exporter.intake
@@ -17,9 +18,9 @@ import exporter.journal.schema
 import exporter.journal.store
 from exporter.commit import Committer
 from exporter.expiry import Expiry
-from exporter.group import Group, NotStoredError
+from exporter.group import Group, NotStoredError, Write
 from exporter.journal.opening import FILE_NAME
-from exporter.journal.records import Committed, Transaction
+from exporter.journal.records import Committed, DeadLetter, Transaction
 from exporter.journal.store import CommitFailedError, Journal
 from tests.support.exporter import CounterKey, Reply
 from tests.support.inprocess import ManualClock, Running, running
@@ -582,3 +583,55 @@ async def test_a_large_batch_waits_for_a_slow_disk(gate: Gate, monkeypatch: pyte
         assert {KEY: 5000} == await server.counters()
     assert 5000 == sum(groups)
     assert max(groups) <= 2000  # what may wait, and one slice
+
+
+async def test_a_journal_that_fails_now_and_then_is_told_once(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is just full takes a small write now and then: one log line until it has been well for a while."""
+    monkeypatch.setattr(exporter.commit, "_CALM_SECONDS", 0.3)
+    trouble = "journal cannot be written; events are refused with 503 until it can"
+    over = "journal can be written again"
+    with capture_logs() as logs:
+
+        def told() -> list[str]:
+            return [line["event"] for line in logs if line["event"] in {trouble, over}]
+
+        async with running() as server:
+            for number in range(5):
+                faults.commits_to_fail, faults.opens_to_fail = 1, 1
+                assert 503 == (await server.post(event(number))).status
+                await until_writable(server)
+            assert [trouble] == told()
+            assert 5 == await server.sample("capgo_exporter_journal_commit_failures_total")
+            await wait_for(lambda: told() == [trouble, over], 10, "the trouble to be over")
+            faults.commits_to_fail = 1
+            assert 503 == (await server.post(event(9))).status
+            assert [trouble, over, trouble] == told()
+
+
+@pytest.mark.parametrize("does_it", [False, True], ids=["not on disk", "on disk"])
+async def test_dead_letters_are_stored_once_also_when_that_is_not_certain(
+    faults: Faults, monkeypatch: pytest.MonkeyPatch, *, does_it: bool
+) -> None:
+    """Whether they are is known only when the file can be read again; until then they are not written anew."""
+    committers: list[Committer] = []
+    run = Committer.run
+
+    async def noted(committer: Committer) -> None:
+        committers.append(committer)
+        await run(committer)
+
+    monkeypatch.setattr(Committer, "run", noted)
+    async with running() as server:
+        assert 200 == (await server.post([event(0), event(1)])).status
+        (committer,) = committers
+        letter = DeadLetter("refused", "no", ["line"])
+        faults.does_it, faults.opens_to_fail, faults.commits_to_fail = does_it, 3, 1
+        write = Write(delivered=[1], dead_letters=[letter])
+        if does_it:
+            await committer.write(write)
+        else:
+            with pytest.raises(NotStoredError):
+                await committer.write(write)
+        stored = 1 if does_it else 0
+        assert stored == await server.sample("capgo_exporter_dead_letter_points")
+        assert 2 * (1 - stored) == await server.sample("capgo_exporter_journal_points")

@@ -679,9 +679,9 @@ async def test_series_of_derived_figures_are_bounded(clock: ManualClock) -> None
         launches = await shown(server, "launch_duration_seconds_count", "app_id", "version", app_id=None)
         own = {(APP, f"1.{number}.0"): 1 for number in range(20 - int(installs["other", "other"]))}
         assert {**own, ("other", "other"): 20 - len(own)} == installs
-        assert 5 < len(own) < 10
+        assert 5 < len(own) < 15
         assert 20 == sum(launches.values())
-        assert 10 < launches["other", "other"]
+        assert 5 < launches["other", "other"]
         assert 150 <= await server.sample("capgo_exporter_derived_series") < 150 + 30
         assert [0, 0] == noted[:2]
         assert noted[10:] == sorted(set(noted[10:]))

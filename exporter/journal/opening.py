@@ -10,10 +10,12 @@ from typing import Final
 
 import msgspec
 
+from exporter.journal.damage import is_damage
 from exporter.journal.derived_store import is_damaged_text, read_derived
 from exporter.journal.records import Birth, Restored, SeriesRow
+from exporter.journal.salvage import Salvaged, SalvageError, discard_unfinished, salvage
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, create, upgrade
-from exporter.journal.store import read_totals
+from exporter.journal.totals import read_totals
 
 FILE_NAME: Final = "journal.sqlite3"
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
@@ -42,35 +44,51 @@ class Opened:
         path: the file.
         connection: a connection for writing.
         restored: what it held.
+        salvaged: what became of a file with damaged points; None if there was none.
         set_aside: where a file went that could not be used, and why; None if there was none.
     """
 
     path: Path
     connection: sqlite3.Connection
     restored: Restored
-    set_aside: tuple[Path, str] | None
+    salvaged: Salvaged | None = None
+    set_aside: tuple[Path, str] | None = None
 
 
 def open_journal(data_dir: Path) -> Opened:
     """Open the journal of a data directory.
 
-    A file that is damaged or no journal is renamed, with its companions, and a new one is made.
+    Of a file in which only points or dead letters are damaged, the rest is salvaged. Any other that is damaged, or no
+    journal, is renamed, with its companions, and a new one is made.
 
     Raises:
         UnusableError: if the file cannot be opened or written, or a newer exporter made it.
     """
     path = data_dir / FILE_NAME
     try:
+        discard_unfinished(path)
         try:
-            connection, restored = _open(path)
+            return Opened(path, *_open(path))
         except _UnfitError as error:
-            set_aside = _set_aside(path)
-            connection, restored = _open(path)
-            return Opened(path, connection, restored, (set_aside, str(error)))
+            return _open_salvaged(path, error) or _open_anew(path, error)
     except (sqlite3.Error, OSError) as error:
         msg = f"{path}: cannot be used: {error}"
         raise UnusableError(msg) from error
-    return Opened(path, connection, restored, None)
+
+
+def _open_salvaged(path: Path, error: _UnfitError) -> Opened | None:
+    if not is_damage(error.__cause__):
+        return None
+    try:
+        salvaged = salvage(path)
+        return Opened(path, *_open(path), salvaged=salvaged)
+    except (SalvageError, _UnfitError):
+        return None
+
+
+def _open_anew(path: Path, error: _UnfitError) -> Opened:
+    set_aside = _set_aside(path)
+    return Opened(path, *_open(path), set_aside=(set_aside, str(error)))
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, Restored]:

@@ -1,14 +1,19 @@
 """Reading points back for delivery, on a connection of its own, so that no commit waits for it."""
 
+import contextlib
 import sqlite3
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from exporter.journal.damage import DamagedRowError
 from exporter.journal.records import PointsRow
 
 MAX_BYTES: Final = 16 << 20
 _ROWS_AT_ONCE: Final = 512
 _GZIP_SIZE_FIELD: Final = 4
+_NO_BOUND: Final = (1 << 63) - 1
 
 
 class JournalReader:
@@ -18,22 +23,31 @@ class JournalReader:
         """Remember the file; it is opened at the first read."""
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
 
-    def read(self, after: int, max_points: int) -> list[PointsRow]:
-        """Read the oldest groups with a number above `after`.
+    def read(self, after: int, max_points: int, until: int = _NO_BOUND) -> list[PointsRow]:
+        """Read the oldest groups with a number above `after`, up to `until`.
 
         It reads as many as hold `max_points` points and `MAX_BYTES` bytes of lines, and at least one.
 
         Raises:
             sqlite3.Error: if the file cannot be read; the next call opens it anew.
         """
-        try:
-            return self._read(after, max_points)
-        except sqlite3.Error:
-            self.close()
-            raise
+        with self._lock:
+            try:
+                return self._read(after, max_points, until)
+            except sqlite3.Error:
+                self._close()
+                raise
 
-    def _read(self, after: int, max_points: int) -> list[PointsRow]:
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Keep the file closed, so that another can take its place; reads wait."""
+        with self._lock:
+            self._close()
+            yield
+
+    def _read(self, after: int, max_points: int, until: int) -> list[PointsRow]:
         if self._connection is None:
             self._connection = sqlite3.connect(
                 f"{self._path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
@@ -43,11 +57,15 @@ class JournalReader:
         points = size = 0
         cursor = self._connection.execute(
             # The cast makes bytes of a damaged row too, whatever type it seems to have.
-            "SELECT number, count, CAST(lines AS BLOB) FROM points WHERE number > ? ORDER BY number LIMIT ?",
-            (after, _ROWS_AT_ONCE),
+            "SELECT number, count, CAST(lines AS BLOB) FROM points WHERE number BETWEEN ? AND ? "
+            "ORDER BY number LIMIT ?",
+            (after + 1, until, _ROWS_AT_ONCE),
         )
         try:
             for row in map(PointsRow._make, cursor):
+                if type(row.points) is not int:
+                    msg = f"group {row.number} holds values of wrong types"
+                    raise DamagedRowError(msg)
                 points += row.points
                 size += _decompressed_size(row.lines)
                 if rows and (points > max_points or size > MAX_BYTES):
@@ -59,6 +77,10 @@ class JournalReader:
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -119,12 +119,14 @@ class Committed:
 
     Attributes:
         totals: the journal's totals after it.
+        gone: numbers of the groups that left the journal.
         delivered_points: points that left the journal because InfluxDB has them, dead letters included.
         dropped_points: points dropped because the journal was full.
         dropped_dead_letter_points: points dropped because there were too many dead letters.
     """
 
     totals: Totals
+    gone: list[int] = field(default_factory=list)
     delivered_points: int = 0
     dropped_points: int = 0
     dropped_dead_letter_points: int = 0

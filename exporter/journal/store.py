@@ -1,5 +1,6 @@
 """Writing to the journal: one transaction at a time, on one thread."""
 
+import contextlib
 import sqlite3
 from array import array
 from dataclasses import replace
@@ -7,10 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from exporter.journal.codec import compress
+from exporter.journal.damage import is_damage
 from exporter.journal.derived_records import RestoredDerived
 from exporter.journal.derived_store import FORGET_DERIVED, read_derived, write_derived
+from exporter.journal.reader import JournalReader
 from exporter.journal.records import Committed, Totals, Transaction
+from exporter.journal.salvage import Salvage, Salvaged
 from exporter.journal.schema import connect
+from exporter.journal.totals import oldest_point_ms, read_totals
 
 MAX_DEAD_LETTER_BYTES: Final = 64 << 20
 _ROW_OVERHEAD_BYTES: Final = 32
@@ -24,12 +29,14 @@ class CommitFailedError(Exception):
 
     Attributes:
         is_certain: whether it is certain that it was not; else `Journal.recover` tells later.
+        is_damage: whether the file is damaged, so that trying again does not help.
     """
 
-    def __init__(self, message: str, *, is_certain: bool) -> None:
-        """Keep the reason and whether it is certain."""
+    def __init__(self, message: str, *, is_certain: bool, is_damage: bool = False) -> None:
+        """Keep the reason, and what is known of it."""
         super().__init__(message)
         self.is_certain = is_certain
+        self.is_damage = is_damage
 
 
 class Journal:
@@ -52,6 +59,8 @@ class Journal:
         self._totals = totals
         self._max_bytes = max_bytes
         self._max_event_ids = max_event_ids
+        self._readers: list[JournalReader] = []
+        self._gone: list[int] | None = None
 
     @property
     def totals(self) -> Totals:
@@ -75,9 +84,47 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
             if self.recover(reason) < transaction.number or committed is None:
-                raise CommitFailedError(reason, is_certain=True) from error
+                raise CommitFailedError(reason, is_certain=True, is_damage=is_damage(error)) from error
         self._totals = committed.totals
+        if self._gone is not None:
+            self._gone += committed.gone
         return committed
+
+    def reader(self) -> JournalReader:
+        """Make a reader; it follows when a salvaged file takes the place of this one."""
+        reader = JournalReader(self.path)
+        self._readers.append(reader)
+        return reader
+
+    def begin_salvage(self) -> int:
+        """Remember from now on which groups are deleted, for `adopt`, or until `end_salvage`.
+
+        Returns:
+            The number of the last transaction: no group up to it will be added.
+        """
+        self._gone = []
+        return self._totals.last_transaction
+
+    def end_salvage(self) -> None:
+        """Remember no more which groups are deleted, because nothing will be adopted."""
+        self._gone = None
+
+    def adopt(self, salvage: Salvage) -> Salvaged:
+        """Let a salvaged file take the place of this one.
+
+        Raises:
+            SalvageError: if that cannot be done now.
+            sqlite3.Error: the same.
+            OSError: the same.
+        """
+        gone, self._gone = self._gone or [], None
+        self.close()
+        with contextlib.ExitStack() as stack:
+            for reader in self._readers:
+                stack.enter_context(reader.closed())
+            salvaged = salvage.finish(gone)
+        self._totals = salvaged.totals
+        return salvaged
 
     def recover(self, reason: str = "") -> int:
         """Open the file anew after an error, and see what it holds.
@@ -101,7 +148,9 @@ class Journal:
                 raise
         except (sqlite3.Error, OSError) as error:
             raise CommitFailedError(
-                f"{reason}; {type(error).__name__}: {error}".lstrip("; "), is_certain=False
+                f"{reason}; {type(error).__name__}: {error}".lstrip("; "),
+                is_certain=False,
+                is_damage=is_damage(error),
             ) from error
         self._connection = connection
         return self._totals.last_transaction
@@ -151,12 +200,14 @@ class Journal:
             totals.points += len(transaction.lines)
             totals.bytes += size
         delivered = _delete_points(connection, transaction.delivered, totals)
+        gone = list(transaction.delivered)
         dropped_dead_letters = _write_dead_letters(connection, transaction, totals)
         dropped = 0
         while self._max_bytes is not None and totals.bytes > self._max_bytes and totals.points:
             oldest = _oldest(connection, _OLDEST_POINTS, totals.bytes - self._max_bytes)
             dropped += _delete_points(connection, oldest, totals)
-        totals.oldest_point_ms = _oldest_point_ms(connection)
+            gone += oldest
+        totals.oldest_point_ms = oldest_point_ms(connection)
         connection.execute(
             "UPDATE state SET last_transaction = ?, expired_events = ?, points = ?, bytes = ?, event_ids = ?, "
             "dead_letter_points = ?, dead_letter_bytes = ?",
@@ -170,7 +221,7 @@ class Journal:
                 totals.dead_letter_bytes,
             ),
         )
-        return Committed(totals, delivered, dropped, dropped_dead_letters)
+        return Committed(totals, gone, delivered, dropped, dropped_dead_letters)
 
     def _write_event_ids(self, connection: sqlite3.Connection, transaction: Transaction, totals: Totals) -> None:
         if transaction.event_ids:
@@ -190,19 +241,6 @@ class Journal:
         cursor.close()
         if last is not None:
             connection.execute("DELETE FROM event_ids WHERE number <= ?", (last,))
-
-
-def read_totals(connection: sqlite3.Connection) -> Totals:
-    """Read the totals of a file."""
-    columns = "last_transaction, expired_events, points, bytes, event_ids, dead_letter_points, dead_letter_bytes"
-    totals = Totals(*connection.execute(f"SELECT {columns} FROM state").fetchone())  # noqa: S608 -- fixed names
-    totals.oldest_point_ms = _oldest_point_ms(connection)
-    return totals
-
-
-def _oldest_point_ms(connection: sqlite3.Connection) -> int | None:
-    row = connection.execute("SELECT now_ms FROM points ORDER BY number LIMIT 1").fetchone()
-    return None if row is None else int(row[0])
 
 
 def _write_series(connection: sqlite3.Connection, transaction: Transaction) -> None:

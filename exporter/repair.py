@@ -1,0 +1,126 @@
+"""Repairing a journal that is damaged while the exporter runs: one attempt at a time, for whoever finds the damage."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from exporter.journal.salvage import Salvage, Salvaged, SalvageError
+from exporter.journal.store import Journal
+from exporter.telemetry import Telemetry
+
+AGAIN_SECONDS: Final = 60.0
+
+log = structlog.get_logger()
+
+
+class Repairs:
+    """Has the journal salvaged; transactions go on meanwhile, but for the end.
+
+    Attributes:
+        done: how many repairs are done.
+    """
+
+    def __init__(
+        self, journal: Journal, thread: Executor, telemetry: Telemetry, monotonic: Callable[[], float]
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            journal: what is repaired.
+            thread: the journal's own.
+            telemetry: where repairs are counted.
+            monotonic: seconds that never go back.
+        """
+        self.done = 0
+        self._journal = journal
+        self._thread = thread
+        self._telemetry = telemetry
+        self._monotonic = monotonic
+        self._task: asyncio.Task[bool] | None = None
+        self._salvage: Salvage | None = None
+        self._not_before = -AGAIN_SECONDS
+        self._is_stopping = False
+        self._error = ""
+
+    async def run(self, known: int) -> bool:
+        """Repair the journal, or wait for the repair that is under way; tells whether it is done.
+
+        It is not when it failed, now or less than a minute ago.
+
+        Args:
+            known: how many were done before the damage was found; what another has mended since is not repaired again.
+        """
+        if self.done > known:
+            return True
+        if self._task is None:
+            if self._is_stopping or self._monotonic() < self._not_before:
+                return False
+            self._task = asyncio.create_task(self._repair())
+            self._task.add_done_callback(self._end)
+        return await asyncio.shield(self._task)
+
+    def stop(self) -> None:
+        """Give up the repair that is under way, unless it is nearly done; no other begins."""
+        self._is_stopping = True
+        if self._salvage is not None:
+            self._salvage.stopping.set()
+
+    async def wait(self) -> None:
+        """Wait until no repair is under way, after `stop`."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _end(self, _: object) -> None:
+        self._task = None
+
+    async def _repair(self) -> bool:
+        self._salvage = salvage = Salvage(self._journal.path)
+        started = self._monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            until = await loop.run_in_executor(self._thread, self._journal.begin_salvage)
+            await asyncio.to_thread(_copy, salvage, until)
+            salvaged = await loop.run_in_executor(self._thread, self._journal.adopt, salvage)
+        except (sqlite3.Error, OSError, SalvageError) as error:
+            self._not_before = self._monotonic() + AGAIN_SECONDS
+            if str(error) != self._error and not self._is_stopping:
+                log.error("the damaged journal cannot be repaired now; it is tried again", error=str(error))  # noqa: TRY400 -- no trace for people
+            self._error = str(error)
+            await loop.run_in_executor(self._thread, self._journal.end_salvage)
+            return False
+        finally:
+            self._salvage = None
+            with contextlib.suppress(OSError, sqlite3.Error):
+                await asyncio.to_thread(salvage.discard)
+        self._error = ""
+        self.done += 1
+        report_repair(self._telemetry, salvaged, seconds=round(self._monotonic() - started, 3))
+        return True
+
+
+def report_repair(telemetry: Telemetry, salvaged: Salvaged, **values: object) -> None:
+    """Count a repair, and tell of it."""
+    telemetry.journal_repairs.inc()
+    telemetry.journal_lost_points.inc(salvaged.lost_points + salvaged.lost_dead_letter_points)
+    log.error(
+        "the journal was damaged; what could be read of its points goes on in a new file, and counters are unharmed",
+        lost_points=salvaged.lost_points,
+        lost_dead_letter_points=salvaged.lost_dead_letter_points,
+        damaged_file=_text(salvaged.kept),
+        **values,
+    )
+
+
+def _copy(salvage: Salvage, until: int) -> None:
+    salvage.begin()
+    salvage.copy_points(until)
+
+
+def _text(path: Path | None) -> str:
+    return "removed: no room for it" if path is None else str(path)
