@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import structlog
@@ -19,11 +20,13 @@ from exporter.commit import Committer
 from exporter.group import NotStoredError, Write
 from exporter.influx import Answer, Verdict
 from exporter.journal.codec import decompress
+from exporter.journal.damage import is_damage
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import PointsRow
-from exporter.pace import Backoff, Pace
+from exporter.pace import MAX_POINTS, Backoff, Pace
 from exporter.refusals import Report
-from exporter.sender import GaveUpError, Sender, Writer, pause
+from exporter.sender import PATIENCE, GaveUpError, Sender, StuckError, Writer, pause
+from exporter.shelf import Batch, Shelf
 from exporter.telemetry import Telemetry
 
 SENDERS: Final = 2
@@ -56,6 +59,10 @@ class Delivery:
         self._telemetry = telemetry
         self._jitter = jitter
         self._pace = Pace(time.monotonic)
+        self._shelf = Shelf(time.monotonic)
+        self._was_on_shelf = False
+        self._is_stuck = False
+        self._read_error = ""
         self._thread = ThreadPoolExecutor(1, "delivery")
         self._stored = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -64,6 +71,7 @@ class Delivery:
         self._failing = ""
         self.failure: str | None = None
         committer.on_stored = self._stored.set
+        telemetry.delivery_set_aside.set_function(self._shelf.count_aside)
 
     async def run(self) -> None:
         """Deliver until cancelled, or until everything is delivered once `drain` was called."""
@@ -91,32 +99,83 @@ class Delivery:
 
     async def _work(self, sender: Sender) -> None:
         with contextlib.suppress(GaveUpError):
-            while (rows := await self._take()) is not None:
+            while (taken := await self._take()) is not None:
+                batch, rows = taken
                 report = Report()
-                await sender.send(await self._in_thread(_read_lines, rows, report), report)
+                lines = await self._in_thread(_read_lines, rows, report)
+                try:
+                    patience = PATIENCE if batch.failures is None else 1
+                    await sender.send(lines, report, most=batch.points, patience=patience)
+                except StuckError as stuck:
+                    self._shelve(batch, rows, stuck)
+                    continue
                 await self._remove(rows, report)
                 self._count(report)
 
-    async def _take(self) -> list[PointsRow] | None:
+    def _shelve(self, batch: Batch, rows: list[PointsRow], stuck: StuckError) -> None:
+        """Let others have their turn before a batch that failed; its points stay in the journal."""
+        self._stored.set()  # Whoever waits for points has to know when this batch is due.
+        if batch.failures is None and not stuck.others_go:
+            self._shelf.put_back(batch)
+            return
+        if not self._is_stuck:
+            log.warning("InfluxDB fails on some points again and again; they wait, and the others go on")
+        self._is_stuck = True
+        self._shelf.put_aside(batch, rows)
+
+    async def _take(self) -> tuple[Batch, list[PointsRow]] | None:
         """Take the next groups to send; wait until there are some. None: draining, and there are none."""
         async with self._turn:
             while True:
                 self._stored.clear()
+                repairs = self._committer.repairs.done
                 try:
-                    rows = await self._in_thread(self._reader.read, self._taken_until, self._pace.points)
+                    taken = await self._read_next()
                 except sqlite3.Error as error:
                     self._telemetry.journal_read_failures.inc()
-                    log.error("points cannot be read from the journal", error=str(error))  # noqa: TRY400 -- no trace for people
+                    if str(error) != self._read_error:
+                        log.error("points cannot be read from the journal", error=str(error))  # noqa: TRY400 -- no trace for people
+                    self._read_error = str(error)
                     if self._draining.is_set():
                         return None
+                    if is_damage(error) and await self._committer.repairs.run(repairs):
+                        continue
                     await pause(_JOURNAL_RETRY_SECONDS, self._draining)
                     continue
-                if rows:
-                    self._taken_until = rows[-1].number
-                    return rows
+                if taken is not None:
+                    self._read_error = ""
+                    return taken
                 if self._draining.is_set():
                     return None
-                await self._stored.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stored.wait(), self._shelf.wait_seconds())
+
+    async def _read_next(self) -> tuple[Batch, list[PointsRow]] | None:
+        """Read a batch from the shelf and one from those that were never tried, by turns."""
+        if not self._was_on_shelf and (taken := await self._read_shelved()) is not None:
+            self._was_on_shelf = True
+            return taken
+        rows = await self._in_thread(self._reader.read, self._taken_until, self._pace.points)
+        if rows:
+            self._was_on_shelf = False
+            self._taken_until = rows[-1].number
+            return Batch(rows[0].number, rows[-1].number), rows
+        return await self._read_shelved()
+
+    async def _read_shelved(self) -> tuple[Batch, list[PointsRow]] | None:
+        """Read a batch from the shelf, unless its points were dropped meanwhile."""
+        while (batch := self._shelf.take(is_last_chance=self._draining.is_set())) is not None:
+            try:
+                rows = await self._in_thread(self._reader.read, batch.first - 1, MAX_POINTS, batch.last)
+            except sqlite3.Error:
+                self._shelf.put_back(batch)
+                raise
+            if rows and rows[-1].number < batch.last:
+                self._shelf.put_back(replace(batch, first=rows[-1].number + 1))
+            if rows:
+                return batch, rows
+        self._is_stuck = self._is_stuck and len(self._shelf) > 0
+        return None
 
     async def _remove(self, rows: list[PointsRow], report: Report) -> None:
         """Take off the journal what is done with; while that cannot be stored, this sender sends nothing more."""

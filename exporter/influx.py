@@ -23,6 +23,9 @@ _BEYOND_RETENTION: Final = re.compile(
     r"points beyond retention policy dropped=(\d+)|dropped (\d+) points outside retention policy"  # 2.7.11 and later
 )
 _REFUSED: Final = re.compile(r"dropped=(\d+)\Z")
+_ECHO: Final = re.compile(r"""'[^']*=.*'|\bcapgo_\w+,.*|=\\?".*""")
+"""What a server repeats of a refused line, as far as the last quote: that holds what devices sent."""
+
 _MAX_ERROR_TEXT: Final = 500
 _OK: Final = range(200, 300)
 _THROTTLED: Final = 429
@@ -55,7 +58,7 @@ class Answer:
         verdict: what it means for the lines.
         status: the HTTP status as text, or `network` or `timeout`.
         reason: why to retry, as the metrics name it.
-        error: what the server said, in short.
+        error: what the server said, in short, without what it repeats of the lines.
         retry_after_seconds: how long it asks to wait; 0 if it does not say.
         beyond_retention: lines that were refused because they are older than the bucket keeps.
         refused: lines that were refused for another reason, as far as the server counts them.
@@ -184,5 +187,7 @@ def _seconds(retry_after: str) -> float:
 
 
 def _shorten(text: str, token: str = "") -> str:
-    flat = " ".join((text.replace(token, "***") if token else text).split())
+    """Take out what must not be logged, and put the rest on one line of a bounded length."""
+    without_echo = _ECHO.sub("…", text)
+    flat = " ".join((without_echo.replace(token, "***") if token else without_echo).split())
     return flat if len(flat) <= _MAX_ERROR_TEXT else f"{flat[:_MAX_ERROR_TEXT]}…"

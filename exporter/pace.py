@@ -18,6 +18,7 @@ class Pace:
 
     Attributes:
         points: how many go into one request.
+        answers: how often the server took a request, or refused lines of it.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -25,6 +26,7 @@ class Pace:
         self._monotonic = monotonic
         self._not_before = 0.0
         self.points = MAX_POINTS
+        self.answers = 0
 
     def hold(self, seconds: float) -> None:
         """Note that the server asks not to be asked again for so long."""

@@ -12,6 +12,9 @@ from exporter.pace import Backoff, Pace
 from exporter.refusals import Report, sort_out
 
 REQUEST_BUDGET: Final = 200
+PATIENCE: Final = 5
+"""So often a request is sent, for some ten seconds, before others have their turn."""
+
 _OVERLOADED: Final = frozenset({"timeout", "server_error"})
 _LEAST_WHEN_OVERLOADED: Final = 1000
 
@@ -25,6 +28,19 @@ class Writer(Protocol):
 
 class GaveUpError(Exception):
     """The last attempt while draining failed."""
+
+
+class StuckError(Exception):
+    """Requests failed again and again.
+
+    Attributes:
+        others_go: whether others were taken meanwhile.
+    """
+
+    def __init__(self, *, others_go: bool) -> None:
+        """Keep whether others were taken."""
+        super().__init__()
+        self.others_go = others_go
 
 
 class Sender:
@@ -57,46 +73,76 @@ class Sender:
         self._draining = draining
         self._on_answer = on_answer
 
-    async def send(self, lines: list[str], report: Report) -> None:
+    async def send(self, lines: list[str], report: Report, *, most: int, patience: int = PATIENCE) -> None:
         """Send lines, in requests of a size that the server takes, until each is stored or refused for good.
+
+        Args:
+            lines: what to send.
+            report: told what became of them.
+            most: so many go into one request at most.
+            patience: how often a request is sent before the others are.
 
         Raises:
             GaveUpError: if a request has to be sent again, while draining.
+            StuckError: if requests failed; the others are settled, but what the report says is then of no use.
         """
-        start = 0
+        start = failures = 0
+        answers: int | None = None  # how often the server had answered before the first failure
+        is_stuck = False
         while start < len(lines):
-            part = lines[start : start + self._pace.points]
+            part = lines[start : start + min(self._pace.points, most)]
+            answers_before = self._pace.answers
             answer = await self._attempt(part)
             if answer.verdict is Verdict.RETRY:
+                answers = answers_before if answers is None else answers
                 if answer.reason in _OVERLOADED:
                     self._pace.shrink(len(part), _LEAST_WHEN_OVERLOADED)
+                failures += 1
+                if failures < patience:
+                    continue
+                is_stuck, patience = True, 1
             elif answer.verdict is Verdict.TOO_LARGE and len(part) > 1:
                 self._pace.shrink(len(part))
+                continue
             else:
                 if answer.verdict is Verdict.STORED:
                     self._pace.grow(len(part))
-                await self._settle(part, answer, report)
-                start += len(part)
+                if not await self._settle(part, answer, report):
+                    is_stuck, patience = True, 1
+            start += len(part)
+            failures = 0
+        if is_stuck:
+            raise StuckError(others_go=answers is None or self._pace.answers > answers)
 
-    async def _settle(self, part: list[str], answer: Answer, report: Report) -> None:
+    async def _settle(self, part: list[str], answer: Answer, report: Report) -> bool:
         """Take an answer about lines, and send again what it leaves open, until nothing is.
 
         Refused lines are found by their numbers or by halving, with a bounded number of requests; what is not resolved
         by then becomes dead letters as a block.
+
+        Returns:
+            Whether everything is settled; not if a request failed again and again.
         """
         parts = sort_out(part, answer, report)
         error = answer.error
         requests = 1
+        failures = 0
         while parts and requests < REQUEST_BUDGET:
+            answer = await self._attempt(parts[-1])
+            if answer.verdict is Verdict.RETRY:
+                failures += 1
+                if failures >= PATIENCE:
+                    return False
+                continue
             part = parts.pop()
-            while (answer := await self._attempt(part)).verdict is Verdict.RETRY:
-                pass
+            failures = 0
             requests += 1
             error = answer.error or error
             parts += sort_out(part, answer, report)
         if parts:
             block = [line for part in reversed(parts) for line in part]
             report.reject("refused", f"{error} (not all tried one by one)", block)
+        return True
 
     async def _attempt(self, lines: list[str]) -> Answer:
         """Send one request when the server may be asked; after a failure that may pass, wait before returning."""
@@ -106,6 +152,7 @@ class Sender:
         answer = await self._writer.write(body)
         self._on_answer(answer)
         if answer.verdict is not Verdict.RETRY:
+            self._pace.answers += 1
             self._backoff.succeeded()
             return answer
         if self._draining.is_set():

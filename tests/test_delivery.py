@@ -8,7 +8,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import exporter.delivery
 import exporter.journal.reader
 import exporter.pace
 import exporter.sender
-from exporter.journal.codec import decompress
 from exporter.journal.opening import FILE_NAME
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import Committed, Transaction
@@ -28,7 +27,25 @@ from exporter.journal.store import CommitFailedError, Journal
 from exporter.pace import MAX_POINTS, Backoff, Pace
 from tests.conftest import StartExporter, V2InfluxDB
 from tests.support import recordings
-from tests.support.delivering import accept, delivering, devices, emptied, events, fill
+from tests.support.delivering import (
+    BAD,
+    accept,
+    dead_devices,
+    dead_letters,
+    delivered,
+    delivering,
+    devices,
+    devices_in,
+    emptied,
+    events,
+    failing,
+    failing_is,
+    fill,
+    is_bad,
+    refusals,
+    stored_devices,
+    stored_in,
+)
 from tests.support.exporter import influx_settings
 from tests.support.fakeinflux import (
     ACCEPT,
@@ -43,65 +60,14 @@ from tests.support.fakeinflux import (
     answer,
 )
 from tests.support.influxdb import InfluxDB16
-from tests.support.inprocess import Running, running
+from tests.support.inprocess import running
 from tests.support.lineprotocol import Record
 from tests.support.ports import wait_for
 from tests.support.recordings import Refusal
 from tests.support.v2proxy import V2Proxy
 
-BAD = "bad"
 _DEVICE = re.compile(r'device_id="([^"]+)"')
 _numbers = itertools.count(1)
-
-
-# --- events and what becomes of them ----------------------------------------------------------------------------------
-
-
-def devices_in(texts: Iterable[str]) -> list[str]:
-    """Give the names of the devices in lines, each as often as it is there."""
-    return sorted(name for text in texts for name in _DEVICE.findall(text))
-
-
-def stored_devices(influx: ScriptedInflux) -> list[str]:
-    """Give the devices of the points that InfluxDB keeps."""
-    return devices_in(record.text for record in influx.stored.values())
-
-
-def dead_letters(data_dir: Path) -> list[tuple[str, str, list[str]]]:
-    """Give reason, error and lines of the dead letters in a journal, oldest first."""
-    with contextlib.closing(sqlite3.connect(data_dir / FILE_NAME)) as connection:
-        rows = connection.execute("SELECT reason, error, lines FROM dead_letters ORDER BY id").fetchall()
-    return [(reason, error, decompress(lines)) for reason, error, lines in rows]
-
-
-def dead_devices(data_dir: Path) -> list[str]:
-    """Give the devices of the dead letters."""
-    return devices_in(line for _, _, lines in dead_letters(data_dir) for line in lines)
-
-
-def is_bad(record: Record) -> bool:
-    """Tell the records of events named `bad`."""
-    return f'device_id="{BAD}-' in record.text
-
-
-async def refusals(exporter: Running) -> dict[str, int]:
-    """Give the numbers of points refused for good, by reason, where there are any."""
-    reasons = ("beyond_retention", "refused", "too_large", "damaged")
-    counts = {
-        reason: int(await exporter.sample("capgo_exporter_rejected_points_total", reason=reason)) for reason in reasons
-    }
-    return {reason: count for reason, count in counts.items() if count}
-
-
-async def delivered(exporter: Running) -> int:
-    """Give the number of points that InfluxDB acknowledged."""
-    return int(await exporter.sample("capgo_exporter_delivered_points_total"))
-
-
-async def failing(exporter: Running) -> list[str]:
-    """Give the reasons for which delivery fails now."""
-    reasons = ("network", "timeout", "throttled", "server_error", "rejected_credentials", "not_found", "refused")
-    return [reason for reason in reasons if await exporter.sample("capgo_exporter_delivery_failing", reason=reason)]
 
 
 # --- InfluxDB away, or unwilling for now ------------------------------------------------------------------------------
@@ -116,11 +82,6 @@ async def test_absent_from_the_start() -> None:
         async with influx:
             await emptied(exporter)
     assert devices(batch) == stored_devices(influx)
-
-
-async def failing_is(exporter: Running, expected: list[str]) -> bool:
-    """Tell whether the metrics show these failures."""
-    return expected == await failing(exporter)
 
 
 async def test_down_in_the_middle(scripted_influx: ScriptedInflux) -> None:
@@ -556,10 +517,10 @@ async def test_journal_that_cannot_be_read(scripted_influx: ScriptedInflux, monk
     read = JournalReader._read  # noqa: SLF001 -- the one place where reading can be made to fail
     fails = [sqlite3.OperationalError("disk I/O error")] * 2
 
-    def flaky(self: JournalReader, after: int, max_points: int) -> Any:
+    def flaky(self: JournalReader, after: int, max_points: int, until: int) -> Any:
         if fails:
             raise fails.pop()
-        return read(self, after, max_points)
+        return read(self, after, max_points, until)
 
     monkeypatch.setattr(JournalReader, "_read", flaky)
     async with delivering(scripted_influx) as running_exporter:
@@ -656,12 +617,6 @@ async def test_process_stops_while_influxdb_hangs(
 
 
 # --- a real InfluxDB --------------------------------------------------------------------------------------------------
-
-
-async def stored_in(influxdb: InfluxDB16) -> list[str]:
-    """Give the devices of the points that a real InfluxDB keeps."""
-    points = await influxdb.points("capgo_stats")
-    return sorted(str(point.fields["device_id"]) for point in points if "device_id" in point.fields)
 
 
 async def test_real_influxdb_down_in_the_middle(v2_influxdb: V2InfluxDB) -> None:

@@ -2,16 +2,26 @@
 
 import contextlib
 import itertools
+import re
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.clock import Clock
+from exporter.journal.codec import decompress
+from exporter.journal.opening import FILE_NAME
+from tests.support.fakeinflux import ScriptedInflux
+from tests.support.influxdb import InfluxDB16
 from tests.support.inprocess import Running, running
+from tests.support.lineprotocol import Record
 from tests.support.ports import wait_for
 
+BAD = "bad"
+
 _EMPTY_TIMEOUT_SECONDS = 30.0
+_DEVICE = re.compile(r'device_id="([^"]+)"')
 _numbers = itertools.count(1)
 
 
@@ -74,10 +84,68 @@ async def fill(data_dir: Path, *batches: list[dict[str, Any]]) -> None:
             await accept(exporter, batch)
 
 
-async def emptied(exporter: Running) -> None:
-    """Wait until no point waits in the journal."""
+async def emptied(exporter: Running, points: int = 0) -> None:
+    """Wait until no point waits in the journal, or only so many."""
 
     async def is_empty() -> bool:
-        return await exporter.sample("capgo_exporter_journal_points") == 0
+        return await exporter.sample("capgo_exporter_journal_points") == points
 
-    await wait_for(is_empty, _EMPTY_TIMEOUT_SECONDS, "the journal to be empty")
+    await wait_for(is_empty, _EMPTY_TIMEOUT_SECONDS, f"the journal to hold {points} points")
+
+
+def devices_in(texts: Iterable[str]) -> list[str]:
+    """Give the names of the devices in lines, each as often as it is there."""
+    return sorted(name for text in texts for name in _DEVICE.findall(text))
+
+
+def stored_devices(influx: ScriptedInflux) -> list[str]:
+    """Give the devices of the points that InfluxDB keeps."""
+    return devices_in(record.text for record in influx.stored.values())
+
+
+def dead_letters(data_dir: Path) -> list[tuple[str, str, list[str]]]:
+    """Give reason, error and lines of the dead letters in a journal, oldest first."""
+    with contextlib.closing(sqlite3.connect(data_dir / FILE_NAME)) as connection:
+        rows = connection.execute("SELECT reason, error, lines FROM dead_letters ORDER BY id").fetchall()
+    return [(reason, error, decompress(lines)) for reason, error, lines in rows]
+
+
+def dead_devices(data_dir: Path) -> list[str]:
+    """Give the devices of the dead letters."""
+    return devices_in(line for _, _, lines in dead_letters(data_dir) for line in lines)
+
+
+def is_bad(record: Record) -> bool:
+    """Tell the records of events named `bad`."""
+    return f'device_id="{BAD}-' in record.text
+
+
+async def refusals(exporter: Running) -> dict[str, int]:
+    """Give the numbers of points refused for good, by reason, where there are any."""
+    reasons = ("beyond_retention", "refused", "too_large", "damaged")
+    counts = {
+        reason: int(await exporter.sample("capgo_exporter_rejected_points_total", reason=reason)) for reason in reasons
+    }
+    return {reason: count for reason, count in counts.items() if count}
+
+
+async def delivered(exporter: Running) -> int:
+    """Give the number of points that InfluxDB acknowledged."""
+    return int(await exporter.sample("capgo_exporter_delivered_points_total"))
+
+
+async def failing(exporter: Running) -> list[str]:
+    """Give the reasons for which delivery fails now."""
+    reasons = ("network", "timeout", "throttled", "server_error", "rejected_credentials", "not_found", "refused")
+    return [reason for reason in reasons if await exporter.sample("capgo_exporter_delivery_failing", reason=reason)]
+
+
+async def failing_is(exporter: Running, expected: list[str]) -> bool:
+    """Tell whether the metrics show these failures."""
+    return expected == await failing(exporter)
+
+
+async def stored_in(influxdb: InfluxDB16) -> list[str]:
+    """Give the devices of the points that a real InfluxDB keeps."""
+    points = await influxdb.points("capgo_stats")
+    return sorted(str(point.fields["device_id"]) for point in points if "device_id" in point.fields)
