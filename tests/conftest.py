@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from tests.support.influxdb import InfluxDB16
 from tests.support.prometheus import Prometheus
 from tests.support.v2proxy import V2Proxy
 from tests.support.victoria import VictoriaMetrics
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets what it runs in the background ignore SIGINT, and every process that a test starts would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # --- hypothesis -------------------------------------------------------------------------------------------------------
 
