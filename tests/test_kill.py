@@ -51,7 +51,7 @@ async def test_every_event_is_counted_once_over_kills_at_random_moments(
     assert 0.0 == await sample(exporter, "capgo_exporter_expired_events_total")
     for reader in load.readers:
         assert [] == reader.taken_back
-        assert reader.pages > ROUNDS
+        assert reader.pages > rounds
 
     async def journal_is_empty() -> bool:
         return await sample(exporter, "capgo_exporter_journal_points") == 0

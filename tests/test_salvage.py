@@ -351,8 +351,9 @@ async def test_a_damaged_file_is_kept_only_where_there_is_room(
         page = pages(journal.path, "points", "leaf")[3]
         spoil(journal.path, page)
         content = journal.path.read_bytes()
-        assert await repaired.run()
+        assert all(await asyncio.gather(repaired.run(), repaired.run()))  # both have found it
         assert content == kept.read_bytes()
+    assert 2 == repaired.repairs.done
     room = [1 << 40, 64 << 20]
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=room.pop(0)))
