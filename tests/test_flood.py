@@ -579,7 +579,8 @@ async def test_every_event_of_a_flood_is_counted_once(tmp_path: Path, scripted_i
     now_ms = time.time_ns() // 10**6
     batches = [
         [
-            {**each, "timestamp": each.get("timestamp", now_ms + index)}
+            # No two in the same millisecond, of which some would share a nanosecond and so be one point.
+            {**each, "timestamp": each.get("timestamp", now_ms + 20 * number + index)}
             for index, each in enumerate(mixed(number, now_ms))
         ]
         for number in range(200)
