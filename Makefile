@@ -74,8 +74,20 @@ alarms: $(DEVELOPMENT) ## measure false alarms and detection (ARGS="quiet --devi
 	$(BIN)/python -m benchmarks.alarms $(ARGS)
 
 .PHONY: bench
-bench: $(DEVELOPMENT) ## run benchmarks/bench.py
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+bench: $(DEVELOPMENT) ## compare with peers (ARGS="--quick"); needs wrk, nginx, node; docs/performance.md has all of it
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+.PHONY: bench-stages
+bench-stages: $(DEVELOPMENT) ## CPU time of each stage of an event's way
+	$(BIN)/python -m benchmarks.stages $(ARGS)
+
+.PHONY: bench-targets
+bench-targets: $(DEVELOPMENT) ## measure every target of docs/performance.md (ARGS="--only posts,page")
+	$(BIN)/python -m benchmarks.targets $(ARGS)
+
+.PHONY: bench-scaling
+bench-scaling: $(DEVELOPMENT) ## speed over batch size, series, devices and backlog
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 .PHONY: clean
 clean: ## delete the virtual environment, caches and builds (never the data directory)

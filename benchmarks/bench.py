@@ -1,181 +1,302 @@
-"""Compares the exporter with what people would write otherwise, which is naive.py.
+"""Compares the exporter with what people would write otherwise: naive aiohttp, express and fastify (peers/).
 
-All run with InfluxDB on, each pinned to one core, against the same sink; wrk sends distinct events from the other
-core. The exporter runs with and without derived figures. Rounds are interleaved, medians and their ratios are printed,
-and each server's own count is checked against what was sent.
+All run with InfluxDB on, pinned to one core, against an nginx that takes every write; wrk and nginx have the other
+core. The exporter runs with its defaults, and without derived figures. An aiohttp handler that does nothing shows the
+limit. Every event is distinct; rounds are interleaved; medians are printed. CPU seconds are those of all the work for
+all events, counted until the server is idle again. Each server's own count is checked against what was sent, and in a
+run of its own what reached InfluxDB is counted.
 
-Needs Linux and `wrk`. Usage: make bench [ARGS="--seconds 5 --rounds 3"].
+Needs Linux with two cores, `wrk`, `nginx`, and for two of the peers `node` and `npm`.
+
+Usage: make bench [ARGS="--quick"]; python -m benchmarks.bench --help.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-HERE: Final = Path(__file__).parent
-SERVER_CORE: Final = {0}
-LOAD_CORE: Final = {1}
-BATCHES: Final = (1, 200)
-NAIVE: Final = "naive"
-EXPORTER: Final = "exporter"
-WITHOUT_DERIVED: Final = "exporter without derived figures"
+from benchmarks import loads, plots, report
+from benchmarks.contenders import CONTENDERS, Contender, counted, install_peers
+from benchmarks.machine import (
+    LOAD_CORE,
+    SERVER_CORE,
+    cpu_seconds,
+    describe,
+    fsync_milliseconds,
+    get,
+    process,
+    require,
+    resident_bytes,
+    wait_until_idle,
+)
+from benchmarks.sinks import counter, lines, nginx
+from tests.support.ports import free_port, wait_for_sync
 
-
-class Sink(BaseHTTPRequestHandler):
-    """Answers every write with 204 at once."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        """Read the body and answer."""
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
-        """Say nothing."""
-
-
-@contextmanager
-def sink() -> Iterator[str]:
-    """Run the sink in this process, which is pinned to the load's core."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+CONNECTIONS: Final = 16
+BATCHES: Final = (1, 50, 200)
+KEPT: Final = "kept"
+CLOSED: Final = "closed"
+_DEVICES_A_RUN: Final = 100_000_000
+_UNDER_WAY: Final = 2 * CONNECTIONS
+_PROOF_SECONDS: Final = 1
+_DELIVERY_SECONDS: Final = 120.0
 
 
-@contextmanager
-def server(name: str, sink_url: str, port: int, directory: Path) -> Iterator[int]:
-    """Run a server on one core; gives its process id."""
-    environment = {
-        **os.environ,
-        "EXPORTER_LISTEN": f"127.0.0.1:{port}",
-        "EXPORTER_DATA_DIR": str(directory / "data"),
-        "EXPORTER_INFLUX_URL": sink_url,
-        "EXPORTER_LOG_LEVEL": "error",
-    }
-    commands = {
-        NAIVE: [sys.executable, str(HERE / "naive.py"), str(port), sink_url],
-        EXPORTER: [sys.executable, "-m", "exporter", "serve"],
-        WITHOUT_DERIVED: [sys.executable, "-m", "exporter", "serve", "--derived", "off"],
-    }
-    process = subprocess.Popen(
-        commands[name],
-        env=environment,
-        cwd=HERE.parent,
-        preexec_fn=lambda: os.sched_setaffinity(0, SERVER_CORE),  # noqa: PLW1509 -- no threads that matter yet
+class Case(NamedTuple):
+    """What is sent: events in a body, and whether connections are `kept` or `closed` after each."""
+
+    batch: int
+    connections: str
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round showed."""
+
+    events_per_second: float
+    cpu_seconds_per_million: float
+    p50_ms: float
+    p99_ms: float
+    rss_mib: float
+    busy: float
+
+
+class Server(NamedTuple):
+    """A running contender."""
+
+    contender: Contender
+    port: int
+    pid: int
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextlib.contextmanager
+def running(contender: Contender, sink: str) -> Iterator[Server]:
+    """Run a contender on the server's core, with a directory of its own."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        command = contender.argv(port, sink)
+        environment = contender.environment(port, sink, Path(directory))
+        with process(
+            command, core=SERVER_CORE, environment=environment, ready=lambda: get(f"{url}/metrics")
+        ) as started:
+            yield Server(contender, port, started.pid)
+
+
+class Wrk:
+    """The load: sends bodies, each request of a new device."""
+
+    def __init__(self, directory: Path, bodies: Sequence[str], *, connections: str = KEPT, devices: int = 0) -> None:
+        """Write the bodies to a file.
+
+        Args:
+            directory: where.
+            bodies: as `loads` makes them.
+            connections: whether they are kept.
+            devices: so many, which come again; 0: each request has a new one.
+        """
+        self._path = directory / "bodies"
+        self._path.write_text("\n".join(bodies) + "\n")
+        closes = str(int(connections == CLOSED))
+        self._environment = {**os.environ, "BODIES": str(self._path), "CLOSE": closes, "DEVICES": str(devices)}
+        self._runs = 0
+
+    def send(self, url: str, seconds: float) -> dict[str, float]:
+        """Send as fast as the server takes it; gives what wrk says."""
+        environment = {**self._environment, "FIRST": str(self._runs * _DEVICES_A_RUN)}
+        self._runs += 1
+        script = str(Path(__file__).parent / "load.lua")
+        whole = max(round(seconds), 1)
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{whole}s", "--timeout", "20s", "-s", script, f"{url}/stats"]
+        done = subprocess.run(
+            ["taskset", "-c", str(LOAD_CORE), *command], env=environment, capture_output=True, text=True, check=True
+        )
+        result: dict[str, float] = json.loads(done.stdout.rpartition("JSON ")[2])
+        if result["errors"]:
+            sys.exit(f"{result['errors']:.0f} requests failed")
+        return result
+
+
+def bodies_of(case: Case, load: str) -> list[str]:
+    """Make the bodies of a case; their events are of the last hour, so they are made shortly before they are sent."""
+    return loads.bodies(load, case.batch, kinds=loads.KINDS * (4 if case.batch == 1 else 1))
+
+
+def check_count(server: Server, batch: int, requests: float, runs: int) -> int:
+    """End if a server did not count what was sent; wrk ends with some requests counted but not answered."""
+    events = counted(server.url, batch)
+    if not requests * batch <= events <= (requests + runs * _UNDER_WAY) * batch:
+        sys.exit(f"{server.contender.title}: sent {requests * batch:,.0f} events, counted {events:,}")
+    return events
+
+
+def measure(contender: Contender, case: Case, options: argparse.Namespace, sink: str) -> Round:
+    """Run one round."""
+    with tempfile.TemporaryDirectory() as directory, running(contender, sink) as server:
+        wrk = Wrk(Path(directory), bodies_of(case, options.load), connections=case.connections)
+        begun = cpu_seconds(server.pid)
+        warm_up = wrk.send(server.url, options.warm_up)
+        before = cpu_seconds(server.pid)
+        result = wrk.send(server.url, options.seconds)
+        busy = cpu_seconds(server.pid) - before
+        rss = resident_bytes(server.pid)
+        wait_until_idle(server.pid, 0.5 if options.quick else contender.puts_off_seconds)
+        cpu = cpu_seconds(server.pid) - begun
+        events = check_count(server, case.batch, warm_up["requests"] + result["requests"], runs=2)
+    seconds = result["microseconds"] / 1e6
+    return Round(
+        events_per_second=result["requests"] * case.batch / seconds,
+        cpu_seconds_per_million=cpu / events * 1e6,
+        p50_ms=result["p50"] / 1e3,
+        p99_ms=result["p99"] / 1e3,
+        rss_mib=rss / 2**20,
+        busy=busy / seconds,
     )
-    try:
-        wait_until_ready(port)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait()
 
 
-def wait_until_ready(port: int) -> None:
-    """Wait until `/metrics` answers."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            read_metrics(port)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+def prove(contender: Contender, batch: int, load: str) -> tuple[int, int]:
+    """Send for a second, and count what reaches InfluxDB; gives events counted and points there."""
+    case = Case(batch, KEPT)
+    with tempfile.TemporaryDirectory() as directory, counter() as sink, running(contender, sink) as server:
+        result = Wrk(Path(directory), bodies_of(case, load)).send(server.url, _PROOF_SECONDS)
+        events = check_count(server, batch, result["requests"], runs=1)
+        with contextlib.suppress(AssertionError):
+            wait_for_sync(lambda: lines(sink) >= events, _DELIVERY_SECONDS)
+        return events, lines(sink)
 
 
-def read_metrics(port: int) -> str:
-    """Read the page."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
-        return str(reply.read().decode())
+def run(options: argparse.Namespace) -> report.Figures:
+    """Measure everything that is asked for."""
+    contenders = [CONTENDERS[name] for name in options.servers]
+    cases = [Case(batch, kind) for kind in options.connections for batch in options.batches]
+    rounds: dict[tuple[str, Case], list[Round]] = {(each.name, case): [] for case in cases for each in contenders}
+    with tempfile.TemporaryDirectory() as directory:
+        with nginx(Path(directory)) as sink:
+            for number in range(options.rounds):
+                for case in cases:
+                    # Each round begins with another server, so that none has the quiet moments.
+                    for index in range(len(contenders)):
+                        contender = contenders[(index + number) % len(contenders)]
+                        found = measure(contender, case, options, sink)
+                        rounds[contender.name, case].append(found)
+                        say(number, case, contender, found)
+        fsync = fsync_milliseconds(Path(directory))
+    points = {}
+    for contender in contenders if options.prove else []:
+        if contender.delivers:
+            events, there = prove(contender, max(options.batches), options.load)
+            points[contender.name] = {"events": events, "points": there}
+            print(f"{contender.title}: {events:,} events counted, {there:,} points reached InfluxDB", file=sys.stderr)
+    return {
+        "machine": describe(),
+        "fsync_ms": fsync,
+        "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "options": {
+            **{name: getattr(options, name) for name in ("load", "rounds", "seconds", "warm_up", "quick")},
+            "connections": CONNECTIONS,
+        },
+        "results": [
+            {
+                "server": name,
+                "title": CONTENDERS[name].title,
+                "batch": case.batch,
+                "connections": case.connections,
+                **median(found),
+                "rounds": [asdict(each) for each in found],
+            }
+            for (name, case), found in rounds.items()
+        ],
+        "points": points,
+    }
 
 
-def counted(port: int) -> int:
-    """Sum up the events that a server shows."""
-    values = re.findall(r"^capgo_(?:stats_)?events_total\{.*\} (\S+)$", read_metrics(port), re.MULTILINE)
-    return round(sum(map(float, values)))
+def median(rounds: list[Round]) -> dict[str, float]:
+    """Give the median of each figure."""
+    rows = [asdict(each) for each in rounds]
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
-def cpu_seconds(pid: int) -> float:
-    """Read a process's CPU time, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def load(port: int, batch: int, seconds: int, run: str) -> tuple[int, float, float]:
-    """Send distinct events with wrk; gives the requests answered, the seconds and the p99 in milliseconds."""
-    process = subprocess.run(
-        ["wrk", "-t1", "-c16", f"-d{seconds}s", "-s", str(HERE / "load.lua"), f"http://127.0.0.1:{port}/stats"],
-        env={**os.environ, "BATCH": str(batch), "RUN": run},
-        capture_output=True,
-        text=True,
-        check=True,
+def say(number: int, case: Case, contender: Contender, found: Round) -> None:
+    """Tell how it goes."""
+    print(
+        f"round {number + 1}, {case.batch} a POST, {case.connections}: {contender.title}: "
+        f"{found.events_per_second:,.0f} events/s, {found.cpu_seconds_per_million:.1f} CPU s per million, "
+        f"p99 {found.p99_ms:.1f} ms, {found.rss_mib:.0f} MiB, busy {found.busy:.0%}",
+        file=sys.stderr,
+        flush=True,
     )
-    result = json.loads(process.stdout.rpartition("JSON ")[2])
-    if result["errors"]:
-        sys.exit(f"{result['errors']} requests failed")
-    return result["requests"], result["microseconds"] / 1e6, result["p99_microseconds"] / 1e3
-
-
-def measure(name: str, batch: int, seconds: int, run: str, sink_url: str) -> tuple[float, float, float]:
-    """Run one round; gives events a second, CPU seconds per million events, and the p99 in milliseconds."""
-    port = 20_000 + os.getpid() % 10_000
-    with tempfile.TemporaryDirectory() as directory, server(name, sink_url, port, Path(directory)) as pid:
-        load(port, batch, 1, f"{run}-warm-up")
-        before, events_before = cpu_seconds(pid), counted(port)
-        requests, duration, p99 = load(port, batch, seconds, run)
-        cpu = cpu_seconds(pid) - before
-        events = counted(port) - events_before
-        # wrk ends with up to 16 requests under way, which are counted but not answered to it; so did the warm-up.
-        if not requests * batch <= events <= (requests + 32) * batch:
-            sys.exit(f"{name}: sent {requests * batch} events, counted {events}")
-    return events / duration, cpu / events * 1e6, p99
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and write what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=5, help="length of a round")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds for each server and batch size")
-    arguments = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is not installed")
-    os.sched_setaffinity(0, LOAD_CORE)
-    print("| events a POST | server | events/s | CPU s per million events | p99 ms |\n|---|---|---|---|---|")
-    for batch in BATCHES:
-        rounds: dict[str, list[tuple[float, float, float]]] = {NAIVE: [], EXPORTER: [], WITHOUT_DERIVED: []}
-        with sink() as sink_url:
-            for number in range(arguments.rounds):
-                for name, results in rounds.items():
-                    results.append(measure(name, batch, arguments.seconds, f"{name}-{batch}-{number}", sink_url))
-        medians = {
-            name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in rounds.items()
-        }
-        for name, (rate, cpu, p99) in medians.items():
-            print(f"| {batch} | {name} | {rate:,.0f} | {cpu:.1f} | {p99:.1f} |")
-        for other in (NAIVE, WITHOUT_DERIVED):
-            ratio = medians[EXPORTER][0] / medians[other][0]
-            print(f"| {batch} | {EXPORTER} / {other} | {ratio:.2f} | | |", flush=True)
+    parser.add_argument("--quick", action="store_true", help="one short round: good for seeing that it works")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds for each server and case (default: 3)")
+    parser.add_argument("--seconds", type=int, default=8, help="length of a round (default: 8)")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=11,
+        help="load before a round (default: 11, so that the exporter settles old downloads while it is measured)",
+    )
+    parser.add_argument("--servers", type=_names(CONTENDERS), default=list(CONTENDERS), help=",".join(CONTENDERS))
+    parser.add_argument("--batches", type=_numbers, default=list(BATCHES), help="events a POST (default: 1,50,200)")
+    parser.add_argument("--connections", type=_names((KEPT, CLOSED)), default=[KEPT, CLOSED], help="kept,closed")
+    parser.add_argument("--load", choices=loads.LOADS, default="queue", help="what is sent (docs/performance.md)")
+    parser.add_argument("--no-proof", dest="prove", action="store_false", help="do not count points at a receiver")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--plot", type=Path, help="draw them into this PNG or SVG file")
+    parser.add_argument("--docs", action="store_true", help="write tables and plot into docs/")
+    parser.add_argument("--from-json", type=Path, help="measure nothing; take the figures of an earlier run")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds, options.warm_up = 1, 3, 2
+    if options.from_json:
+        figures = json.loads(options.from_json.read_text())
+    else:
+        require("wrk", "nginx", "taskset")
+        if {"express", "fastify"} & set(options.servers):
+            install_peers()
+        figures = run(options)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print(report.bench(figures))
+    if options.plot:
+        plots.bench(figures, options.plot)
+    if options.docs:
+        picture = "![Events a second and CPU time of each server](pictures/performance.png)"
+        report.write("bench", f"{picture}\n\n{report.bench(figures)}")
+        plots.bench(figures, report.PICTURES / "performance.png")
+
+
+def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set(known):
+            msg = f"unknown: {', '.join(sorted(unknown))}"
+            raise argparse.ArgumentTypeError(msg)
+        return names
+
+    return parse
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -1,40 +1,38 @@
--- wrk script: each request is a batch of BATCH events of a device that nobody else is, so that every event is distinct.
--- A device has one app and one platform, and goes from version to version, each with all its steps.
-local batch, run = tonumber(os.getenv("BATCH")), os.getenv("RUN")
-local platforms, actions = { "android", "ios", "electron" }, { "get", "set", "download_complete", "download_fail" }
-for step = 10, 90, 10 do actions[#actions + 1] = "download_" .. step end
-local now, sent = os.time() * 1000, 0
-local headers = { ["Content-Type"] = "application/json" }
+-- wrk script: sends the bodies of a file (BODIES, one a line, made by loads.py), each request of a device of its own.
+-- A body was cut at its placeholders once, so that putting a device in is one `concat` and the load costs little.
+-- With DEVICES, devices come again: so many of them.
+local place, first = string.rep("@", 12), tonumber(os.getenv("FIRST") or "0")
+local devices, some = tonumber(os.getenv("DEVICES") or "0"), string.rep("#", 12)
+local bodies, sent = {}, first
 
-local function event(t, n)
-  return string.format(
-    '{"platform":"%s","device_id":"%s-%s","app_id":"com.example.%s","custom_id":"","version_build":"1.2.0",' ..
-    '"version_code":"120","version_os":"%d","version_name":"1.%d.%d","old_version_name":"","plugin_version":"8.51.14",' ..
-    '"is_emulator":false,"is_prod":true,"install_source":"google_play","defaultChannel":"production",' ..
-    '"action":"%s","timestamp":%d}',
-    platforms[t % 3 + 1], run, "DEVICE", t % 2 == 0 and "app" or "shop", 13 + t % 3, math.floor(n / #actions) % 2,
-    math.floor(n / #actions) % 10, actions[n % #actions + 1], now + n)
+local function cut(text)
+  local pieces, from = {}, 1
+  while true do
+    local at, till = text:find(place, from, true)
+    if not at then break end
+    pieces[#pieces + 1], from = text:sub(from, at - 1), till + 1
+  end
+  pieces[#pieces + 1] = text:sub(from)
+  return pieces
 end
 
--- A batch is written once with a place for the device, so that the load costs little.
-local templates = {}
 function init()
-  for t = 1, 50 do
-    local events = {}
-    for n = 1, batch do events[n] = event(t, t * batch + n) end
-    local body = batch == 1 and events[1] or "[" .. table.concat(events, ",") .. "]"
-    templates[t] = wrk.format("POST", "/stats", headers, (body:gsub("DEVICE", "0000000000")))
+  local headers = { ["Content-Type"] = "application/json" }
+  if os.getenv("CLOSE") == "1" then headers["Connection"] = "close" end
+  for body in io.lines(os.getenv("BODIES")) do
+    bodies[#bodies + 1] = cut(wrk.format("POST", nil, headers, body))
   end
 end
 
 function request()
   sent = sent + 1
-  local device = string.format("%010d", sent)
-  return (templates[sent % 50 + 1]:gsub("0000000000", device))
+  local text = table.concat(bodies[sent % #bodies + 1], string.format("%012d", sent))
+  return devices == 0 and text or (text:gsub(some, string.format("%012d", sent % devices)))
 end
 
 function done(summary, latency)
   local e = summary.errors
-  io.write(string.format('JSON {"requests":%d,"microseconds":%d,"p99_microseconds":%d,"errors":%d}\n', summary.requests,
-    summary.duration, latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
+  io.write(string.format('JSON {"requests":%d,"microseconds":%d,"p50":%d,"p99":%d,"errors":%d}\n', summary.requests,
+    summary.duration, latency:percentile(50), latency:percentile(99),
+    e.connect + e.read + e.write + e.status + e.timeout))
 end

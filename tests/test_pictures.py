@@ -67,8 +67,8 @@ def test_rows_are_grouped_and_organized() -> None:
 
 
 def test_documents_show_every_picture() -> None:
-    """docs/dashboards.md has all pictures that are drawn."""
-    text = (ROOT / "docs" / "dashboards.md").read_text(encoding="utf-8")
+    """The documents have all pictures that are drawn."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     drawn = sorted(path.name for path in (ROOT / "docs" / "pictures").iterdir())
     assert drawn
     assert [] == [name for name in drawn if f"(pictures/{name})" not in text]

@@ -58,8 +58,6 @@ def decode_bodies(data: bytes) -> None:
             for name in ("action", "app_id", "message", "device_id", "version_name"):
                 if isinstance(value.get(name), str) and _is_whole(value[name]):
                     _check(value[name] == getattr(event, name), "another text", name, value, event)
-    if batch.is_plain:
-        _check(b"\\" not in data, "not plain", data)
 
 
 def lines(data: bytes) -> None:
@@ -73,9 +71,8 @@ def lines(data: bytes) -> None:
         event_id = identity(event)
         raw = (("app_id_raw", event.app_id), ("action_raw", event.action), ("version_raw", event.version_name or "x"))
         texts = [event.message, event.bundle_id]
-        is_plain = batch is not None and batch.is_plain
         prefix = series_prefix(app_id, "ios", action, version, "prod")
-        line = _encoder.encode(event, prefix, raw, event_id, is_plain=is_plain)
+        (line,) = _encoder.encode([event], [prefix], [event_id], {0: raw}, _NOW_NS // 1_000_000)
         _check(len(line.splitlines()) == 1, "more than one line", line)
         point = read_point(line)
         tags = {"app_id": app_id, "action": action, "version": version, "platform": "ios", "environment": "prod"}
