@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 import exporter.commit
 import exporter.derived.episodes
+import exporter.derived.sightings
 import exporter.derived.state
 import exporter.journal.derived_store
 import exporter.journal.opening
@@ -759,12 +760,12 @@ def test_the_queue_of_episodes_is_bounded() -> None:
     track = Track((APP, "ios", "1.0.0", "prod"))
     for number in range(1, 100_001):
         episode = episodes.begin(track, number)
-        assert episode.add(Entry(number, Code.STEP_0, number))
+        assert episode.add(Entry(number, Code.STEP_0))
         episodes.queue(episode)
         if number > 10:
             episodes.forget(track.episodes[number - 10])
     assert 10 == len(episodes)
-    assert len(episodes._queue) < 20_000  # noqa: SLF001 -- what takes the memory
+    assert episodes._queued < 20_000  # noqa: SLF001 -- what takes the memory
     assert 10 == len(list(episodes.due(1 << 60)))
 
 
@@ -784,6 +785,26 @@ async def test_pairs_of_device_and_version_are_bounded(
     async with running({"data_dir": tmp_path}, clock.clock) as server:
         await post(server, *[event("set", f"d{number}", platform="electron") for number in range(300, 400)])
         assert {("1.0.0",): 400} == await shown(server, "installs_total", "version")
+
+
+@pytest.mark.parametrize("places", [1, 2])
+async def test_devices_that_share_a_place_are_counted_each(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch, places: int
+) -> None:
+    """When one device takes another one's place among those that were seen today, both count, and once."""
+    monkeypatch.setattr(exporter.derived.sightings, "_PLACE_SHIFT", 64 - places)
+    async with running({}, clock.clock) as server:
+        for number in range(3):
+            for version in ("1.0.0", "2.0.0"):
+                await post(server, *[event("get", f"d{n}", version_name=version) for n in range(50)])
+            await post(server, event("unzip_fail", f"d{number}"), event("get", f"d{number}"))
+        assert {("1d",): 50, ("7d",): 50, ("30d",): 50} == await shown(server, "devices", "window")
+        versions = await shown(server, "version_devices", "version", "window")
+        assert {"1.0.0": 50, "2.0.0": 50} == {
+            version: count for (version, window), count in versions.items() if window == "1d"
+        }
+        affected = await shown(server, "version_affected_devices", "version", "window")
+        assert {"1.0.0": 3} == {version: count for (version, window), count in affected.items() if window == "1d"}
 
 
 async def test_snapshots_cut_the_log_of_sightings(

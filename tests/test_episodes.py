@@ -37,7 +37,7 @@ def entry(action: str, arrives: float, *, at: float | None = None) -> Entry:
     assert role.code is not None
     happened = ms(arrives if at is None else at)
     detail = action if role.is_failure else ""
-    return Entry(happened, role.code, ms(arrives), -1 if at is None else happened, detail, "beta" if detail else "")
+    return Entry(happened, role.code, ms(arrives) - happened, at is not None, detail, "beta" if detail else "")
 
 
 def episode_of(*steps: Step) -> Episode:
@@ -290,7 +290,7 @@ class World:
         """Let a device do something."""
         track, new = self.track(labels), entry(action, self.now)
         episode = track.episodes.get(device) or self.episodes.begin(track, device)
-        if episode.entries or episode.memory is None or not episode.memory.takes(new):
+        if not episode.takes(new):
             episode.add(new)
             self.episodes.queue(episode)
         self._changed[episode] = None

@@ -6,7 +6,7 @@ import pytest
 
 from exporter.actions import BY_NAME, Kind
 from exporter.derived.families import LAUNCH_DURATION, WEBVIEW_LOAD_DURATION
-from exporter.derived.tracks import ISSUES, Code, Role, Sight, Track, role_of, track_labels
+from exporter.derived.tracks import ISSUES, NO_DAY, Code, Role, Sight, Track, role_of, track_labels
 from exporter.labels import OTHER, Labels
 
 SEEN: Final = Sight.SEEN | Sight.RELEASED
@@ -140,4 +140,4 @@ def test_track(environment: str, *, is_prod: bool) -> None:
     labels = track_labels(Labels("app", "ios", "set", "1.0.0", environment))
     track = Track(labels)
     assert ("app", "ios", "1.0.0", environment) == track.labels
-    assert (is_prod, {}, None) == (track.is_prod, track.episodes, track.audience)
+    assert (is_prod, {}, NO_DAY) == (track.is_prod, track.episodes, track.seen_day)

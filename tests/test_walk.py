@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exporter.actions import BY_NAME, Kind
 from exporter.derived.tracks import Code, role_of
-from exporter.derived.walk import NO_TIME, REASONS, Attempt, Entry, Failure, Memory, Settled, stalled, walk
+from exporter.derived.walk import REASONS, Attempt, Entry, Failure, Memory, Settled, stalled, walk
 
 BEGAN_MS: Final = 1_800_000_000_000
 FLUSHED: Final = 600.0
@@ -29,13 +29,13 @@ def ms(seconds: float) -> int:
 def timed(action: str, at: float, *, arrives: float = FLUSHED, duration: str = "", channel: str = "") -> Entry:
     """Make an entry with the device's own time."""
     detail, channel = said(action, duration, channel)
-    return Entry(ms(at), code_of(action), ms(arrives), ms(at), detail, channel)
+    return Entry(ms(at), code_of(action), ms(arrives) - ms(at), True, detail, channel)  # noqa: FBT003 -- is_timed
 
 
 def untimed(action: str, at: float, *, duration: str = "", channel: str = "") -> Entry:
     """Make an entry of which only the arrival is known."""
     detail, channel = said(action, duration, channel)
-    return Entry(ms(at), code_of(action), ms(at), NO_TIME, detail, channel)
+    return Entry(ms(at), code_of(action), 0, False, detail, channel)  # noqa: FBT003 -- is_timed
 
 
 def said(action: str, duration: str, channel: str) -> tuple[str, str]:

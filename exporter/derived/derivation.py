@@ -14,7 +14,7 @@ from exporter.derived.sightings import DAY_MS
 from exporter.derived.state import DerivedState
 from exporter.derived.tally import Tally
 from exporter.derived.tracks import LEGACY_DOWNLOAD_FAIL, Role, Sight, Track, role_of, track_labels
-from exporter.derived.walk import NO_TIME, Entry, Failure
+from exporter.derived.walk import Entry, Failure
 from exporter.events import UNKNOWN, Event
 from exporter.group import Group
 from exporter.labels import OTHER, LabelPolicy
@@ -53,6 +53,9 @@ class Derivation:
             max_event_age_seconds: the oldest device time that is believed.
         """
         self._state = state
+        self._track: Track | None = None
+        self._device = 0
+        self._seen = 0  # what the device was seen for, on that track and day
         self._labels = labels
         self._tally = Tally(figures)
         self._following = Following(state.episodes, self._tally, committer, clock)
@@ -83,34 +86,38 @@ class Derivation:
         """
         track = cell.track or self._introduce(cell, now_ms)
         role = cell.role or role_of(cell.labels.action, event.action)
-        time_ms, device_ms = now_ms, NO_TIME
-        is_late = False
+        time_ms = now_ms
+        is_timed = is_late = False
         if event.timestamp is not None:
             age_ms = now_ms - event.timestamp
             is_late = age_ms > LATE_AFTER_MS
             if -MAX_AHEAD_MS <= age_ms <= self._max_age_ms:
-                time_ms = device_ms = event.timestamp
+                time_ms, is_timed = event.timestamp, True
         if event.action == "download_fail" and is_legacy_download_fail(event.platform, event.plugin_version):
             group.derived.skip("legacy_download_fail")
             role = LEGACY_DOWNLOAD_FAIL
         if track.is_prod:
-            audience = track.audience
             sights = role.sights & _LATE_SIGHTS if is_late else role.sights
-            # The usual case at its cheapest: the device was seen for all this today.
-            if audience is None or audience.day != time_ms // DAY_MS or sights & ~audience.sights.get(device, 0):
-                self._state.sightings.see(track, device, sights, (time_ms, now_ms), group.derived)
+            if track is not self._track or device != self._device:
+                self._track, self._device, self._seen = track, device, 0
+            # The usual case at its cheapest: the device was seen for all this a moment ago.
+            if sights & ~self._seen or track.seen_day != time_ms // DAY_MS:
+                self._seen = self._state.sightings.see(track, device, sights, (time_ms, now_ms), group.derived)
         if is_late:
             self._tally.count(families.LATE_EVENTS, (*track.labels, role.kind), group, now_ms)
+        elif role.code is not None and device and not (role.is_failure or event.metadata):  # again the usual case
+            entry = Entry(time_ms, role.code, now_ms - time_ms, is_timed)
+            self._following.add(track, device, entry, group)
         elif not role.is_plain:
-            self._derive(event, cell, role, device, group, (time_ms, now_ms, device_ms))
+            self._derive(event, cell, role, device, group, (time_ms, now_ms, is_timed))
 
     def _derive(
-        self, event: Event, cell: Cell, role: Role, device: int, group: Group, times: tuple[int, int, int]
+        self, event: Event, cell: Cell, role: Role, device: int, group: Group, times: tuple[int, int, bool]
     ) -> None:
         track = cell.track
         if track is None:
             return
-        time_ms, now_ms, device_ms = times
+        time_ms, now_ms, is_timed = times
         if role.is_install:
             self._install(event, track, device, group, now_ms)
         elif role.duration is not None:
@@ -131,7 +138,8 @@ class Derivation:
             elif event.metadata:
                 duration = duration_ms(event.metadata)
                 detail = "" if duration is None else repr(duration)
-            self._following.add(track, device, Entry(time_ms, role.code, now_ms, device_ms, detail, channel), group)
+            entry = Entry(time_ms, role.code, now_ms - time_ms, is_timed, detail, channel)
+            self._following.add(track, device, entry, group)
 
     def _introduce(self, cell: Cell, now_ms: int) -> Track:
         """Find a cell's track; one that is new has its key figures born together at 0."""

@@ -1,6 +1,10 @@
-"""One episode: the entries of one device and version, and when they are to be counted."""
+"""One episode: the entries of one device and version, and when they are to be counted.
 
-from typing import Final
+There may be 100,000 episodes with a million entries. So entries are kept as they are written, as MessagePack, which
+takes a tenth of the room of objects, and episodes are structs that the garbage collector need not look at.
+"""
+
+from typing import Final, Self
 
 import msgspec
 
@@ -16,53 +20,56 @@ NEVER: Final = 1 << 62
 """A moment far away, in milliseconds since 1970."""
 
 _MAX_ENTRIES: Final = 64
-_FIRST_END: Final = int(Code.MANIFEST_COMPLETE)
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_entries: Final = msgspec.msgpack.Decoder(list[Entry]).decode
+_decode_memory: Final = msgspec.msgpack.Decoder(Memory).decode
+_NO_ENTRIES: Final[list[Entry]] = []
+_ARRAY_OF: Final = [_encode([0] * count)[: -count or None] for count in range(_MAX_ENTRIES + 1)]
+"""What stands before so many entries."""
 
 
-class Episode:
+class Episode(msgspec.Struct, gc=False, eq=False):
     """What is going on with one device and one version.
 
     Attributes:
         track: whose labels its figures get.
         device: the hash of the device.
-        entries: what is not settled yet.
-        memory: what is remembered of what is; None if nothing is.
+        count: how many entries are not settled yet.
         is_open: whether a download is under way.
         due_ms: when it has to be settled, or, without entries, forgotten.
-        queued_ms: the earliest moment for which it stands in the queue; far away if it does not.
+        queued_ms: the earliest second for which it stands in the queue, as its beginning; far away if it does not.
         row: the transaction with which its state was last written.
-        weight: how many of its entries are counted among all.
+        before: the one that was written before it; None if it is forgotten.
+        after: the one that was written after it; None if it is forgotten.
     """
 
-    __slots__ = (
-        "_changed_ms",
-        "_ended_ms",
-        "_is_over",
-        "device",
-        "due_ms",
-        "entries",
-        "is_open",
-        "memory",
-        "queued_ms",
-        "row",
-        "track",
-        "weight",
-    )
+    track: Track
+    device: int
+    count: int = 0
+    is_open: bool = False
+    due_ms: int = 0
+    queued_ms: int = NEVER
+    row: int = 0
+    before: Self | None = None
+    after: Self | None = None
+    _packed: bytes = b""
+    _fresh: list[Entry] = msgspec.field(default_factory=lambda: _NO_ENTRIES)  # not packed yet
+    _memory: bytes = b""
+    _changed_ms: int = 0
+    _ended_ms: int | None = None
+    _is_over: bool = False  # a download's end is among the entries
 
-    def __init__(self, track: Track, device: int) -> None:
-        """Make an episode that nothing is known of."""
-        self.track = track
-        self.device = device
-        self.entries: list[Entry] = []
-        self.memory: Memory | None = None
-        self.is_open = False
-        self.due_ms = 0
-        self.queued_ms = NEVER
-        self.row = 0
-        self.weight = 0
-        self._changed_ms = 0
-        self._ended_ms: int | None = None
-        self._is_over = False  # a download's end is among the entries
+    @property
+    def entries(self) -> list[Entry]:
+        """Give what is not settled yet."""
+        self._pack()
+        return _decode_entries(_ARRAY_OF[self.count] + self._packed)
+
+    @property
+    def memory(self) -> Memory | None:
+        """Give what is remembered of what is settled; None if nothing is."""
+        return _decode_memory(self._memory) if self._memory else None
 
     @property
     def has_ended(self) -> bool:
@@ -71,21 +78,48 @@ class Episode:
 
     def add(self, entry: Entry) -> bool:
         """Add an entry; False if there are too many."""
-        if len(self.entries) >= _MAX_ENTRIES:
-            self.entries = _condensed(self.entries)
-            if len(self.entries) >= _MAX_ENTRIES:
+        if self.count >= _MAX_ENTRIES:
+            self._keep(_condensed(self.entries))
+            if self.count >= _MAX_ENTRIES:
                 return False
-        self._take(entry)
+        if self._fresh:
+            self._fresh.append(entry)
+        else:
+            self._fresh = [entry]
+        self.count += 1
+        self._changed_ms = arrival_ms = entry.time_ms + entry.delay_ms
+        code = entry.code
+        if code < Code.MANIFEST_COMPLETE:
+            self.is_open = not self._is_over
+            if self._ended_ms is None:
+                self.due_ms = arrival_ms + STALLED_AFTER_MS
+            return True
+        if code != Code.ACTIVATION_FAILURE:
+            self._is_over = True
+            self.is_open = False
+        if self._ended_ms is None:
+            self._ended_ms = arrival_ms
+            self.due_ms = arrival_ms + GRACE_MS
         return True
+
+    def takes(self, entry: Entry) -> bool:
+        """Tell whether an entry says nothing new, because it belongs to what is settled; it is remembered then."""
+        if self.count or not self._memory:
+            return False
+        memory = _decode_memory(self._memory)
+        is_taken = memory.takes(entry)
+        self._memory = _encode(memory)
+        return is_taken
 
     def settle(self) -> Settled:
         """Settle what has ended, or everything if nothing has: then the attempt has stalled."""
         if self._ended_ms is None:
-            settled = Settled(attempts=[stalled(self.entries)] if self.entries else [])
+            settled = Settled(attempts=[stalled(self.entries)] if self.count else [])
         else:
-            self.memory = self.memory or Memory()
-            settled = walk(self.entries, self.memory)
-        self.entries = settled.tail
+            memory = self.memory or Memory()
+            settled = walk(self.entries, memory)
+            self._memory = _encode(memory)
+        self._keep(settled.tail)
         if settled.tail:
             self._changed_ms = max(entry.arrival_ms for entry in settled.tail)
         self._ended_ms = None
@@ -103,46 +137,52 @@ class Episode:
 
     def clear(self) -> None:
         """Keep nothing, so that what is written of it says that it is gone."""
-        self.entries = []
-        self.memory = None
+        self._keep([])
+        self._memory = b""
 
     def state(self) -> "State":
         """Give what has to be written of it."""
-        memory = self.memory or Memory()
-        return State(self.track.labels, self.device, self._changed_ms, self.entries, memory.end, memory.anchors)
+        self._pack()
+        entries = msgspec.Raw(_ARRAY_OF[self.count] + self._packed)
+        return State(self.track.labels, self.device, self._changed_ms, entries, self._memory)
 
     def resume(self, state: "State") -> None:
-        """Take over what was written."""
-        self.memory = Memory(state.end, state.anchors) if state.end or state.anchors else None
-        self.entries = []
+        """Take over what was written.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        self.clear()
         self.is_open = False
         self._ended_ms = None
         self._is_over = False
-        for entry in sorted(state.entries, key=lambda entry: entry.arrival_ms):
-            self._take(entry)
+        for entry in sorted(_decode_entries(state.entries), key=lambda entry: entry.arrival_ms):
+            self.add(entry)
+        if state.memory:
+            _decode_memory(state.memory)
+        self._memory = state.memory
         self._changed_ms = state.changed_ms
         self._set_due()
+        self._pack()
 
-    def _take(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        self._changed_ms = arrival_ms = entry.arrival_ms
-        if entry.code < _FIRST_END:
-            self.is_open = not self._is_over
-            if self._ended_ms is None:
-                self.due_ms = arrival_ms + STALLED_AFTER_MS
-            return
-        if entry.code != Code.ACTIVATION_FAILURE:
-            self._is_over = True
-            self.is_open = False
-        if self._ended_ms is None:
-            self._ended_ms = arrival_ms
-            self.due_ms = arrival_ms + GRACE_MS
+    def _keep(self, entries: list[Entry]) -> None:
+        """Have these entries in place of those there are."""
+        self.count = len(entries)
+        self._packed = b""
+        self._fresh = entries
+        self._pack()
+
+    def _pack(self) -> None:
+        """Turn entries into bytes; it costs less for many at once than for each."""
+        fresh, self._fresh = self._fresh, _NO_ENTRIES
+        if fresh:
+            self._packed += _encode(fresh)[len(_ARRAY_OF[len(fresh)]) :]
 
     def _set_due(self) -> None:
         if self._ended_ms is not None:
             self.due_ms = self._ended_ms + GRACE_MS
         else:
-            self.due_ms = self._changed_ms + (STALLED_AFTER_MS if self.entries else REMEMBERED_MS)
+            self.due_ms = self._changed_ms + (STALLED_AFTER_MS if self.count else REMEMBERED_MS)
 
 
 class State(msgspec.Struct, array_like=True, gc=False):
@@ -151,14 +191,13 @@ class State(msgspec.Struct, array_like=True, gc=False):
     track: tuple[str, str, str, str]
     device: int
     changed_ms: int
-    entries: list[Entry]
-    end: Entry | None
-    anchors: dict[int, Entry]
+    entries: msgspec.Raw
+    memory: bytes
 
     @property
     def is_gone(self) -> bool:
         """Tell whether nothing is left of it."""
-        return not (self.entries or self.end or self.anchors)
+        return not self.memory and bytes(self.entries) == _ARRAY_OF[0]
 
 
 def _condensed(entries: list[Entry]) -> list[Entry]:

@@ -4,7 +4,7 @@ Entries may come in any order, twice, or hours apart. So they are kept until the
 """
 
 import heapq
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final
@@ -13,15 +13,17 @@ import msgspec
 
 from exporter.derived.episode import NEVER, Episode, State
 from exporter.derived.tracks import Track
+from exporter.derived.walk import Settled
 
 MAX_EPISODES: Final = 100_000
 """Past so many, the least recently changed is settled at once."""
 
 MAX_ENTRIES: Final = 1_000_000
-"""Past so many entries of all episodes, too; they take some 270 MiB."""
+"""Past so many entries of all episodes, too; they take some 60 MiB."""
 
 _CLOCK_SET_BACK_MS: Final = 60_000
 _SLACK_STATES: Final = 10_000
+_SECOND_MS: Final = 1000
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[State])
@@ -33,22 +35,28 @@ class Episodes:
     A row of the log holds the states of the episodes that a transaction changed. A row is needed as long as it holds
     the last state of an episode; a few old ones are written anew with each transaction, so that the log stays in
     proportion to the episodes.
+
+    The queue holds a list of episodes for each second in which some are due.
+
+    Attributes:
+        room: for how many more entries there is room, of all episodes together.
     """
 
     def __init__(self) -> None:
         """Start without any."""
-        # Not a dict: to find the first one it looks at the places of all that were taken out before it.
-        self._live: OrderedDict[Episode, None] = OrderedDict()
-        self._entries = 0
-        self._queue: list[tuple[int, int, Episode]] = []
+        self._live = _Chain()
+        self.room = MAX_ENTRIES
+        self._queue: dict[int, list[Episode]] = {}
+        self._seconds: list[int] = []
         self._queued = 0
+        self._found: list[Episode] = []
         self._rows: deque[tuple[int, int]] = deque()
         self._logged = 0
         self._last_ms = NEVER
 
     def __len__(self) -> int:
         """Count the episodes."""
-        return len(self._live)
+        return self._live.length
 
     def __iter__(self) -> Iterator[Episode]:
         """Give all episodes."""
@@ -57,33 +65,43 @@ class Episodes:
     def begin(self, track: Track, device: int) -> Episode:
         """Make a new episode; there must be room for it."""
         episode = track.episodes[device] = Episode(track, device)
-        self._live[episode] = None
+        self._live.append(episode)
         return episode
 
     def oldest(self, *, for_new: bool = True) -> Episode | None:
         """Give the least recently written episode if an entry has no room, or the new episode that it begins."""
-        is_full = self._entries >= MAX_ENTRIES or (for_new and len(self._live) >= MAX_EPISODES)
-        return next(iter(self._live), None) if is_full else None
+        is_full = self.room <= 0 or (for_new and self._live.length >= MAX_EPISODES)
+        return self._live.first if is_full else None
 
-    def weigh(self, episode: Episode) -> None:
-        """Note how many entries an episode has by now."""
-        self._entries += len(episode.entries) - episode.weight
-        episode.weight = len(episode.entries)
+    def settle(self, episode: Episode) -> Settled:
+        """Settle what has ended of an episode, or everything if nothing has."""
+        self.room += episode.count
+        settled = episode.settle()
+        self.room -= episode.count
+        return settled
 
     def forget(self, episode: Episode) -> None:
         """Take an episode out; if the log holds more of it than memory, it must be cleared and written once more."""
-        if self._live.pop(episode, 0) is None:
+        if episode in self._live:
+            self._live.remove(episode)
             del episode.track.episodes[episode.device]
-            self._entries -= episode.weight
+            self.room += episode.count
+            episode.queued_ms = NEVER
 
     def queue(self, episode: Episode) -> None:
         """Let an episode be found when it is due."""
-        if episode.due_ms < episode.queued_ms:
-            episode.queued_ms = episode.due_ms
-            self._queued += 1
-            heapq.heappush(self._queue, (episode.due_ms, self._queued, episode))
-            if len(self._queue) > 4 * len(self._live) + _SLACK_STATES:
-                self._clear_queue()
+        second_ms = episode.due_ms - episode.due_ms % _SECOND_MS
+        if second_ms >= episode.queued_ms:
+            return
+        episode.queued_ms = second_ms
+        waiting = self._queue.get(second_ms)
+        if waiting is None:
+            waiting = self._queue[second_ms] = []
+            heapq.heappush(self._seconds, second_ms)
+        waiting.append(episode)
+        self._queued += 1
+        if self._queued > 4 * self._live.length + _SLACK_STATES:
+            self._clear_queue()
 
     def due(self, now_ms: int) -> Iterator[Episode]:
         """Give, one after another, the episodes that are due; if our clock was set back, they wait from now on.
@@ -95,9 +113,9 @@ class Episodes:
                 episode.wait_from(now_ms)
                 self.queue(episode)
         self._last_ms = now_ms
-        while self._queue and self._queue[0][0] <= now_ms:
-            queued_ms, _, episode = heapq.heappop(self._queue)
-            if episode not in self._live or queued_ms != episode.queued_ms:
+        while self._found or self._find(now_ms):
+            episode = self._found.pop()
+            if episode.queued_ms == NEVER:  # it was forgotten in the meantime
                 continue
             episode.queued_ms = NEVER
             if episode.due_ms <= now_ms:
@@ -115,7 +133,7 @@ class Episodes:
             number: of the transaction.
         """
         written = dict.fromkeys(changed)
-        if self._logged > 2 * len(self._live) + _SLACK_STATES:
+        if self._logged > 2 * self._live.length + _SLACK_STATES:
             written |= dict.fromkeys(islice(self._live, 2 * len(written) + 100))
         if not written:
             return None
@@ -146,10 +164,12 @@ class Episodes:
             ValueError: if it is damaged.
         """
         for episode in self._live:
-            episode.track.episodes.clear()
-        self._live.clear()
-        self._entries = 0
+            self.forget(episode)
+        self.room = MAX_ENTRIES
         self._queue.clear()
+        self._seconds.clear()
+        self._queued = 0
+        self._found.clear()
         self._rows.clear()
         self._logged = 0
         self._last_ms = NEVER
@@ -161,16 +181,74 @@ class Episodes:
                 track = find_track(state.track)
                 episode = track.episodes.get(state.device) or self.begin(track, state.device)
                 if state.is_gone:
+                    episode.clear()
                     self.forget(episode)
                     continue
                 episode.resume(state)
                 episode.row = number
                 self._live.move_to_end(episode)
         for episode in self._live:
-            self.weigh(episode)
+            self.room -= episode.count
             self.queue(episode)
+
+    def _find(self, now_ms: int) -> bool:
+        """Take out of the queue whoever is due, the first at the end; who is due later by now waits on."""
+        late: list[Episode] = []
+        while self._seconds and self._seconds[0] <= now_ms:
+            second_ms = heapq.heappop(self._seconds)
+            waiting = self._queue.pop(second_ms)
+            self._queued -= len(waiting)
+            late += [episode for episode in waiting if episode.queued_ms == second_ms]
+        late.sort(key=lambda episode: episode.due_ms)
+        for episode in late:
+            if episode.due_ms > now_ms:
+                episode.queued_ms = NEVER
+                self.queue(episode)
+        self._found += [episode for episode in reversed(late) if episode.due_ms <= now_ms]
+        return bool(self._found)
 
     def _clear_queue(self) -> None:
         """Take out of the queue what is forgotten, or due at another moment by now."""
-        self._queue = [each for each in self._queue if each[2] in self._live and each[0] == each[2].queued_ms]
-        heapq.heapify(self._queue)
+        for second_ms, waiting in self._queue.items():
+            waiting[:] = [episode for episode in waiting if episode.queued_ms == second_ms]
+        self._queued = sum(map(len, self._queue.values()))
+
+
+class _Chain:
+    """Live episodes in order, each linked to its neighbours: an `OrderedDict` takes ten times the room."""
+
+    def __init__(self) -> None:
+        self._end = Episode(Track(("", "", "", "")), 0)  # comes after the last and before the first
+        self._end.before = self._end.after = self._end
+        self.length = 0
+
+    def __iter__(self) -> Iterator[Episode]:
+        episode = self._end.after
+        while episode is not None and episode is not self._end:
+            after = episode.after  # now, as it may be removed
+            yield episode
+            episode = after
+
+    def __contains__(self, episode: Episode) -> bool:
+        return episode.after is not None
+
+    @property
+    def first(self) -> Episode | None:
+        return next(iter(self), None)
+
+    def append(self, episode: Episode) -> None:
+        last = self._end.before or self._end
+        episode.before, episode.after = last, self._end
+        last.after = self._end.before = episode
+        self.length += 1
+
+    def remove(self, episode: Episode) -> None:
+        before, after = episode.before, episode.after
+        if before is not None and after is not None:
+            before.after, after.before = after, before
+            episode.before = episode.after = None
+            self.length -= 1
+
+    def move_to_end(self, episode: Episode) -> None:
+        self.remove(episode)
+        self.append(episode)

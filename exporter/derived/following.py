@@ -40,28 +40,31 @@ class Following:
 
     def add(self, track: Track, device: int, entry: Entry, group: Group) -> None:
         """Take an entry of a device, and settle first what is due."""
-        now_ms = entry.arrival_ms
+        now_ms = entry.time_ms + entry.delay_ms
         episodes = self._episodes
         episode = track.episodes.get(device)
         if episode is not None and episode.due_ms <= now_ms:
             self._settle(episode, group, now_ms)
             episode = track.episodes.get(device)
-        oldest = episodes.oldest(for_new=episode is None)
-        if oldest is not None and oldest is not episode:
-            self._evict(oldest, group, now_ms)
+        if episode is None or episodes.room <= 0:
+            oldest = episodes.oldest(for_new=episode is None)
+            if oldest is not None and oldest is not episode:
+                self._evict(oldest, group, now_ms)
+        changed = group.derived.episodes
         if episode is None:
             episode = episodes.begin(track, device)
-        elif not episode.entries and episode.memory is not None and episode.memory.takes(entry):
-            group.derived.episodes[episode] = None
+        elif not episode.count and episode.takes(entry):
+            changed[episode] = None
             if entry.channel:
                 group.derived.skip("same_failure")
             return
         was_open = episode.is_open
+        count = episode.count
         if not episode.add(entry):
             group.derived.skip("too_many_steps")
             return
-        episodes.weigh(episode)
-        group.derived.episodes[episode] = None
+        episodes.room -= episode.count - count
+        changed[episode] = None
         if episode.is_open != was_open:
             self._note_open(episode, was_open=was_open, group=group, now_ms=now_ms)
         if episode.due_ms < episode.queued_ms:
@@ -74,12 +77,11 @@ class Following:
 
     def _settle(self, episode: Episode, group: Group, now_ms: int) -> None:
         """Count what an episode that is due has come to, or forget it."""
-        if not episode.entries:
+        if not episode.count:
             self._episodes.forget(episode)
             return
         was_open = episode.is_open
-        settled = episode.settle()
-        self._episodes.weigh(episode)
+        settled = self._episodes.settle(episode)
         for attempt in settled.attempts:
             self._tally.attempt(episode.track, attempt, group, now_ms)
         for failure in settled.failures:
@@ -98,9 +100,9 @@ class Following:
             episode.is_open = False
             self._note_open(episode, was_open=True, group=group, now_ms=now_ms)
             group.derived.skip("forgotten_download")
+        self._episodes.forget(episode)
         episode.clear()
         group.derived.episodes[episode] = None
-        self._episodes.forget(episode)
 
     async def run(self) -> None:
         """Settle what is due once a second, for ever."""

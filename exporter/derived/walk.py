@@ -11,9 +11,6 @@ import msgspec
 
 from exporter.derived.tracks import Code
 
-NO_TIME: Final = -1
-"""Stands for a device time that was not given or not believed."""
-
 MAX_DURATION_MS: Final = 2 * 3600 * 1000
 """A longer download is not taken for one (Capgo's delivery latency has the same bound)."""
 
@@ -44,18 +41,23 @@ class Entry(msgspec.Struct, frozen=True, order=True, gc=False, array_like=True):
     Attributes:
         time_ms: the device's time if it is believed, else the arrival.
         code: what it is.
-        arrival_ms: when it arrived.
-        device_ms: the device's time, or `NO_TIME`.
+        delay_ms: how long after that time it arrived.
+        is_timed: whether it is the device's time.
         detail: of a failure its action, of a completion its own `duration_ms`.
         channel: of a failure its channel.
     """
 
     time_ms: int
     code: int
-    arrival_ms: int
-    device_ms: int = NO_TIME
+    delay_ms: int = 0
+    is_timed: bool = False
     detail: str = ""
     channel: str = ""
+
+    @property
+    def arrival_ms(self) -> int:
+        """When it arrived, in milliseconds since 1970."""
+        return self.time_ms + self.delay_ms
 
 
 class Failure(NamedTuple):
@@ -81,8 +83,7 @@ class Attempt(NamedTuple):
     duration_ms: float | None
 
 
-@dataclass(slots=True)
-class Memory:
+class Memory(msgspec.Struct, array_like=True):
     """What is remembered of the entries that are settled.
 
     Attributes:
@@ -91,7 +92,7 @@ class Memory:
     """
 
     end: Entry | None = None
-    anchors: dict[int, Entry] = field(default_factory=dict)
+    anchors: dict[int, Entry] = msgspec.field(default_factory=dict)
 
     def takes(self, entry: Entry) -> bool:
         """Tell whether an entry says nothing new, because it belongs to what is settled; it is remembered then."""
@@ -103,7 +104,7 @@ class Memory:
             return True
         if self.end is None or not (_belongs(self.end, entry) or _is_unpacking(self.end, entry)):
             return False
-        if _is_end(entry):
+        if entry.code >= Code.MANIFEST_COMPLETE:
             self.end = entry
         return True
 
@@ -138,21 +139,23 @@ def walk(entries: list[Entry], memory: Memory) -> Settled:
     failures: dict[int, list[Entry]] = {}
     attempt: list[Entry] = []
     for entry in sorted(entries):
-        if entry.code >= Code.DOWNLOAD_FAILURE:
+        code = entry.code
+        if code >= Code.DOWNLOAD_FAILURE:
             _note_failure(entry, memory, failures, settled)
-            if entry.code == Code.ACTIVATION_FAILURE:
+            if code == Code.ACTIVATION_FAILURE:
                 continue
+        is_end = code >= Code.MANIFEST_COMPLETE
         if not attempt and memory.end is not None:
             belongs = _belongs(memory.end, entry)
             if belongs or _is_unpacking(memory.end, entry):
                 if not belongs:
                     last = []  # it may have been settled by now
                 last.append(entry)
-                if _is_end(entry):
+                if is_end:
                     memory.end = entry
                 continue
         attempt.append(entry)
-        if _is_end(entry):
+        if is_end:
             memory.end = entry
             ended.append(attempt)
             last, attempt = attempt, []
@@ -169,9 +172,10 @@ def stalled(entries: list[Entry]) -> Attempt:
 
 def gap(first: Entry, second: Entry) -> int:
     """Give the milliseconds between two entries: by the device's clock if both have its time, else by ours."""
-    if NO_TIME in {first.device_ms, second.device_ms}:
-        return second.arrival_ms - first.arrival_ms
-    return second.device_ms - first.device_ms
+    between_ms = second.time_ms - first.time_ms
+    if first.is_timed and second.is_timed:
+        return between_ms
+    return between_ms + second.delay_ms - first.delay_ms
 
 
 def _note_failure(entry: Entry, memory: Memory, failures: dict[int, list[Entry]], settled: Settled) -> None:
@@ -208,10 +212,6 @@ def _is_unpacking(end: Entry, entry: Entry) -> bool:
     return end.code in _FILES_COMPLETE and is_progress and gap(end, entry) <= _UNPACKING_MS
 
 
-def _is_end(entry: Entry) -> bool:
-    return Code.MANIFEST_COMPLETE <= entry.code <= Code.DOWNLOAD_FAILURE
-
-
 def _worst(entries: list[Entry]) -> Failure:
     """Give the most specific of one failure's reasons."""
     entry = min(entries, key=lambda each: (_RANKS.get(each.detail, _RANKS[""]), each.detail))
@@ -219,11 +219,11 @@ def _worst(entries: list[Entry]) -> Failure:
 
 
 def _read(entries: list[Entry]) -> Attempt:
-    """Read an attempt that ended; its last end tells how."""
-    ends = [entry for entry in entries if _is_end(entry)]
+    """Read an attempt that ended, of entries in order; its last end tells how."""
+    ends = [entry for entry in entries if entry.code >= Code.MANIFEST_COMPLETE]
     if ends[-1].code == Code.DOWNLOAD_FAILURE:
         return Attempt("failed", _reached(entries), _kind(entries), None)
-    end = max(ends, key=lambda entry: (entry.code == Code.COMPLETE, entry))
+    end = next((entry for entry in reversed(ends) if entry.code == Code.COMPLETE), ends[-1])
     return Attempt("completed", "complete", _kind(entries), _duration_ms(entries, end))
 
 
@@ -239,7 +239,7 @@ def _kind(entries: list[Entry]) -> str:
     is_manifest = (
         Code.MANIFEST_START in codes
         or Code.MANIFEST_COMPLETE in codes
-        or any(entry.detail.startswith(_MANIFEST_FAILURES) for entry in entries)
+        or any(entry.detail.startswith(_MANIFEST_FAILURES) for entry in entries if entry.detail)
     )
     return "manifest" if is_manifest else ""
 
@@ -247,7 +247,7 @@ def _kind(entries: list[Entry]) -> str:
 def _duration_ms(entries: list[Entry], end: Entry) -> float | None:
     if end.detail:
         return float(end.detail)
-    before = [entry for entry in sorted(entries) if entry < end]
+    before = entries[: entries.index(end)]
     starts = [entry for entry in before if entry.code in _STARTS] or [
         entry for entry in before if entry.code == Code.STEP_0 + 1
     ]
