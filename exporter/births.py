@@ -104,6 +104,7 @@ class Births:
         yield
         if connection is None or connection.is_closing():
             return
+        unborn = self._lifecycle.unborn
         for cell in zeros:
             # Another scrape may have shown it meanwhile, and expiry may have taken it out.
             if cell.birth is Birth.ZERO and unborn.get(cell, begun) is None:
@@ -123,10 +124,13 @@ class Births:
     def _due(self, now: float, all_seen_until: float) -> list[tuple[Series, Birth]]:
         """Find the series to move on, and forget those that are born."""
         steps: list[tuple[Series, Birth]] = []
-        for cell, zero_since in list(self._lifecycle.unborn.items()):
-            if cell.birth is Birth.FULL:
-                del self._lifecycle.unborn[cell]
-            elif cell.birth is Birth.HIDDEN:
+        unborn = self._lifecycle.unborn
+        if any(cell.birth is Birth.FULL for cell in unborn):
+            # A dictionary that had a hundred thousand series keeps its size when they are taken out.
+            unborn = {cell: zero_since for cell, zero_since in unborn.items() if cell.birth is not Birth.FULL}
+            self._lifecycle.unborn = unborn
+        for cell, zero_since in unborn.items():
+            if cell.birth is Birth.HIDDEN:
                 steps.append((cell, Birth.ZERO))
             elif zero_since is not None and zero_since <= all_seen_until and now - zero_since >= self._interval:
                 steps.append((cell, Birth.FULL))

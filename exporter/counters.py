@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final, cast
 from exporter.actions import KEY_ACTIONS
 from exporter.caps import SeriesRoom
 from exporter.labels import OTHER, Labels
-from exporter.lineprotocol import series_prefix
-from exporter.series import Family, Lifecycle, MetricType, Series, label_text
+from exporter.lineprotocol import series_prefix_parts
+from exporter.series import Family, Lifecycle, MetricType, Series
 
 if TYPE_CHECKING:
     from exporter.derived.tracks import Role, Track
@@ -22,19 +22,20 @@ class Cell(Series):
 
     Attributes:
         labels: its labels.
-        prefix: what stands before the fields of its lines.
+        head: what its lines begin with: all series of an action have it in common.
+        tags: what follows that, before the fields: all actions of a version have it in common.
         track: what the derived figures know of its app, platform, version and environment; None until they looked.
         role: what its action means to the derived figures.
     """
 
-    __slots__ = ("prefix", "role", "track")
+    __slots__ = ("head", "role", "tags", "track")
 
     labels: Labels
 
     def __init__(self, labels: Labels, now_ms: int) -> None:
         """Make a series that nobody knows yet."""
-        super().__init__(EVENTS, labels, f"{EVENTS.sample_name}{{{label_text(Labels._fields, labels)}}} ", now_ms)
-        self.prefix = series_prefix(*labels)
+        super().__init__(EVENTS, labels, now_ms)
+        self.head, self.tags = series_prefix_parts(*labels)
         self.track: Track | None = None
         self.role: Role | None = None
 
@@ -44,8 +45,32 @@ def _is_overflow(labels: Labels) -> bool:
     return labels.app_id == OTHER and labels.version == OTHER
 
 
+class SharedTexts:
+    """Texts that many series have in common, each kept once."""
+
+    __slots__ = ("_texts",)
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._texts: dict[str, str] = {}
+
+    def share(self, texts: Iterable[str]) -> list[str]:
+        """Give the same texts, as they are kept."""
+        return [self._texts.setdefault(text, text) for text in texts]
+
+    def forget(self) -> None:
+        """Begin anew: texts that no series has any more would stay for ever."""
+        self._texts.clear()
+
+
 class Counters:
-    """All cells, by their labels."""
+    """All cells, by their labels.
+
+    Attributes:
+        lifecycle: where new series enter.
+        texts: what labels have in common.
+        expired_events: the events of series that are gone.
+    """
 
     def __init__(self, lifecycle: Lifecycle, room: SeriesRoom, on_overflow: Callable[[str, str], None]) -> None:
         """Make an empty store.
@@ -55,10 +80,11 @@ class Counters:
             room: how many series there may be; past it, events of a new one are counted in a series of `other` labels.
             on_overflow: called with `series` and the labels for each such event.
         """
-        self._lifecycle = lifecycle
+        self.lifecycle = lifecycle
         self._room = room
         self._on_overflow = on_overflow
         self._cells: dict[Labels, Cell] = {}
+        self.texts = SharedTexts()
         self.expired_events = 0
 
     def __len__(self) -> int:
@@ -76,9 +102,8 @@ class Counters:
     def restore(self, cells: Iterable[Cell], expired_events: int) -> None:
         """Take over what the journal holds."""
         for cell in cells:
-            self._cells[cell.labels] = cell
-            self._take_room(cell)
-            self._lifecycle.restore(cell)
+            self._add(cell)
+            self.lifecycle.restore(cell)
         self.expired_events = expired_events
 
     def find(self, labels: Labels, now_ms: int) -> Cell:
@@ -101,10 +126,15 @@ class Counters:
         return self._cells.get(labels) or self._make(labels, now_ms)
 
     def _make(self, labels: Labels, now_ms: int) -> Cell:
-        cell = self._cells[labels] = Cell(labels, now_ms)
-        self._take_room(cell)
-        self._lifecycle.enter(cell)
+        cell = Cell(Labels._make(self.texts.share(labels)), now_ms)
+        self._add(cell)
+        self.lifecycle.enter(cell)
         return cell
+
+    def _add(self, cell: Cell) -> None:
+        cell.head, cell.tags = self.texts.share((cell.head, cell.tags))
+        self._cells[cell.labels] = cell
+        self._take_room(cell)
 
     def _take_room(self, cell: Cell) -> None:
         if not _is_overflow(cell.labels):
@@ -116,6 +146,7 @@ class Counters:
 
     def remove(self, gone: Iterable[Series]) -> None:
         """Take out cells that are gone; series of other families are left alone."""
+        self.texts.forget()
         for series in gone:
             if series.family is EVENTS:
                 labels = cast("Cell", series).labels

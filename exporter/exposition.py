@@ -1,42 +1,31 @@
 """The `/metrics` page: Prometheus's text format or OpenMetrics.
 
 The small families are rendered by prometheus-client. The families that are stored may have a hundred thousand series,
-for which `generate_latest` stops the event loop for more than a second; they are joined from text that each series
-keeps, in chunks, with a pause for other requests between them. The pauses are few: while requests pour in, each lasts
-as long as the work of all that wait, some 100 ms, which made 10 s for 200,000 series. Both ways give the same page when
-parsed; a test compares them.
+for which `generate_latest` stops the event loop for about a second; they are rendered from text that is kept, in steps.
+Both ways give the same page when parsed; a test compares them.
 """
 
-import asyncio
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, TypeVar
+from collections.abc import AsyncIterator, Iterable, Iterator
+from copy import copy
+from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
+from exporter.blocks import sample_text, shown_value
 from exporter.counters import EVENTS, Counters
 from exporter.derived.families import FAMILIES
 from exporter.derived.figures import Figures, Histogram
-from exporter.journal.records import Birth
 from exporter.series import Family, MetricType, Series
+from exporter.steps import Steps
 
 OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_SERIES_A_CHUNK: Final = 2000
-_HISTOGRAMS_A_CHUNK: Final = 200
-_MOST_CHUNKS: Final = 16
 _EOF: Final = b"# EOF\n"
-_Thing = TypeVar("_Thing")
-
-
-def shown_value(series: Series, *, to_scraper: bool) -> int | None:
-    """Give the value that may be shown of a series: None if it must not appear at all."""
-    if not to_scraper or series.birth is Birth.FULL:
-        return series.value
-    return 0 if series.birth is Birth.ZERO else None
+_SAMPLES_AT_ONCE: Final = 40
 
 
 class StoredCollector:
@@ -111,52 +100,68 @@ class Page:
         return registry
 
     async def render(self, *, openmetrics: bool, to_scraper: bool) -> bytes:
-        """Render the page.
+        """Render the page as a whole; the arguments are those of `parts`."""
+        return b"".join([part async for part in self.parts(openmetrics=openmetrics, to_scraper=to_scraper)])
+
+    async def parts(self, *, openmetrics: bool, to_scraper: bool) -> AsyncIterator[bytes]:
+        """Render the page part by part, with pauses in which others have their turn.
 
         Args:
             openmetrics: whether to write OpenMetrics rather than the text format.
             to_scraper: whether births are to be held back.
         """
-        if openmetrics:
-            chunks = [generate_openmetrics(self._small).removesuffix(_EOF)]
-        else:
-            chunks = [generate_latest(self._small)]
+        steps = Steps()
+        for metric in self._small.collect():
+            for lines in _small_family(metric, openmetrics=openmetrics):
+                yield lines
+                await steps.pause()
         for family in (EVENTS, *FAMILIES):
             name = family.name if openmetrics else family.sample_name
-            chunks.append(f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n".encode())
-            if family.type is MetricType.HISTOGRAM:
-                for some in _parts(self._figures.histograms(family), _HISTOGRAMS_A_CHUNK):
-                    chunks.append("".join([_histogram_lines(each, to_scraper=to_scraper) for each in some]).encode())
-                    await asyncio.sleep(0)
-                continue
-            series: list[Series] = [*self._counters] if family is EVENTS else self._figures.of(family)
-            for part in _parts(series, _SERIES_A_CHUNK):
-                chunks.append(_lines(part, to_scraper=to_scraper).encode())
-                await asyncio.sleep(0)
+            yield f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n".encode()
+            for lines in self._lines(family, to_scraper=to_scraper):
+                yield lines
+                await steps.pause()
         if openmetrics:
-            chunks.append(_EOF)
-        return b"".join(chunks)
+            yield _EOF
+
+    def _lines(self, family: Family, *, to_scraper: bool) -> Iterator[bytes]:
+        if family.type is MetricType.HISTOGRAM:
+            for histogram in self._figures.histograms(family):
+                values = histogram_values(histogram, to_scraper=to_scraper)
+                if values is not None:
+                    *counts, sum_ms = values
+                    total = floatToGoString(sum_ms / 1000).encode()
+                    yield histogram.template % (*counts, counts[-1], total)
+        else:
+            lifecycle = self._counters.lifecycle
+            for block in lifecycle.blocks[family]:
+                # Once all are born a scraper is shown what everyone is.
+                yield block.lines(to_scraper=to_scraper and bool(lifecycle.unborn))
 
 
-def _parts(things: Sequence[_Thing], least: int) -> Iterator[Sequence[_Thing]]:
-    """Cut a sequence into parts of so many things at least, and of more where there would be too many parts."""
-    size = max(least, math.ceil(len(things) / _MOST_CHUNKS))
-    for start in range(0, len(things), size):
-        yield things[start : start + size]
+class _Alone:
+    """A registry of one family."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the family."""
+        yield self._metric
 
 
-def _lines(chunk: Sequence[Series], *, to_scraper: bool) -> str:
-    if not to_scraper:
-        return "".join([f"{series.text}{series.value}\n" for series in chunk])
-    values = ((series.text, shown_value(series, to_scraper=True)) for series in chunk)
-    return "".join([f"{text}{value}\n" for text, value in values if value is not None])
+def _small_family(metric: Metric, *, openmetrics: bool) -> Iterator[bytes]:
+    """Render a family's head as prometheus-client does, and its samples as that would, which takes a third as long."""
+    head = copy(metric)
+    head.samples = []
+    page: bytes = generate_openmetrics(_Alone(head)) if openmetrics else generate_latest(_Alone(head))
+    yield page.removesuffix(_EOF)
+    for start in range(0, len(metric.samples), _SAMPLES_AT_ONCE):
+        lines = [_sample_line(sample) for sample in metric.samples[start : start + _SAMPLES_AT_ONCE]]
+        yield "".join(lines).encode()
 
 
-def _histogram_lines(histogram: Histogram, *, to_scraper: bool) -> str:
-    values = histogram_values(histogram, to_scraper=to_scraper)
-    if values is None:
-        return ""
-    *counts, sum_ms = values
-    buckets = "".join([f"{bucket.text}{count}\n" for bucket, count in zip(histogram.buckets, counts, strict=True)])
-    total = floatToGoString(sum_ms / 1000)
-    return f"{buckets}{histogram.count_text}{counts[-1]}\n{histogram.sum.text}{total}\n"
+def _sample_line(sample: Sample) -> str:
+    names = sorted(sample.labels)
+    text = sample_text(sample.name, names, [sample.labels[name] for name in names]) if names else f"{sample.name} "
+    return f"{text}{floatToGoString(sample.value)}\n"

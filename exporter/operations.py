@@ -4,20 +4,25 @@ import asyncio
 import contextlib
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from html import escape
 from typing import Any, Final
 
 from aiohttp import web
-from isal import igzip
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
+from isal import isal_zlib
 
 from exporter import __version__
 from exporter.births import SCRAPE_HEADER, Births
 from exporter.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Page
 from exporter.stats import bearer, reply_error
+from exporter.steps import Steps
 
 _GZIP_LEVEL: Final = 1
-_GZIP_FROM_BYTES: Final = 1024
+_GZIP_WINDOW_BITS: Final = 31
+_BYTES_AT_ONCE: Final = 512 << 10
 _WEIGHT: Final = re.compile(r"q=([01](?:\.\d{0,3})?)")
 
 
@@ -29,6 +34,7 @@ class MetricsHandler:
         self._page = page
         self._births = births
         self._token = None if token is None else token.encode()
+        self._thread = ThreadPoolExecutor(1, "metrics")
 
     async def get(self, request: web.Request) -> web.Response:
         """Render the page in the format and the encoding that the reader accepts."""
@@ -39,15 +45,59 @@ class MetricsHandler:
         openmetrics = accepts_openmetrics(request.headers.get("Accept", ""))
         to_scraper = SCRAPE_HEADER in request.headers
         async with self._births.scrape(request.transport) if to_scraper else contextlib.nullcontext():
-            page = await self._page.render(openmetrics=openmetrics, to_scraper=to_scraper)
+            parts = self._page.parts(openmetrics=openmetrics, to_scraper=to_scraper)
             headers = {
                 "Content-Type": OPENMETRICS_TYPE if openmetrics else TEXT_TYPE,
                 "Vary": "Accept, Accept-Encoding",
             }
-            if len(page) >= _GZIP_FROM_BYTES and accepts_gzip(request.headers.get("Accept-Encoding", "")):
-                page = await asyncio.get_running_loop().run_in_executor(None, igzip.compress, page, _GZIP_LEVEL)
-                headers["Content-Encoding"] = "gzip"
-        return web.Response(body=page, headers=headers)
+            if not accepts_gzip(request.headers.get("Accept-Encoding", "")):
+                return web.Response(body=_Parts([part async for part in parts]), headers=headers)
+            headers["Content-Encoding"] = "gzip"
+            return web.Response(body=_Parts(await self._compress(parts)), headers=headers)
+
+    async def _compress(self, parts: AsyncIterator[bytes]) -> list[bytes]:
+        """Compress a page into one gzip member, on a thread, while the rest is still being rendered."""
+        member = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW_BITS)
+        pieces: list[Future[bytes]] = []
+        waiting: list[bytes] = []
+        size = 0
+        async for part in parts:
+            waiting.append(part)
+            size += len(part)
+            if size >= _BYTES_AT_ONCE:
+                pieces.append(self._thread.submit(_compress, member, waiting))
+                waiting, size = [], 0
+
+        def finish() -> list[bytes]:
+            return [*(piece.result() for piece in pieces), _compress(member, waiting), member.flush()]
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, finish)
+
+
+def _compress(member: isal_zlib.Compress, parts: list[bytes]) -> bytes:
+    return bytes(member.compress(b"".join(parts)))
+
+
+class _Parts(Payload):
+    """A body in parts, which are never joined: to copy or to send a large page at once would stop everything else."""
+
+    _size: int
+    _value: list[bytes]
+
+    def __init__(self, parts: list[bytes]) -> None:
+        super().__init__(parts)
+        self._size = sum(map(len, parts))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Give it as a text."""
+        return b"".join(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Send it part by part."""
+        steps = Steps()
+        for part in self._value:
+            await writer.write(part)
+            await steps.pause()
 
 
 def accepts_openmetrics(accept: str) -> bool:

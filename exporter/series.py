@@ -1,9 +1,11 @@
 """Series of every family: what they hold, and their way from the first event to full sight and to their end."""
 
-from collections.abc import Container, Hashable, Iterable
+from collections import defaultdict
+from collections.abc import Container, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from exporter.blocks import Block, Blocks
 from exporter.journal.records import Birth
 
 
@@ -15,9 +17,9 @@ class MetricType(StrEnum):
     HISTOGRAM = "histogram"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """A metric family.
+    """A metric family; it is a key of hot dictionaries, and so is hashed as the object that it is.
 
     Attributes:
         name: its name, of a counter without `_total`; the journal knows its series by it.
@@ -53,12 +55,11 @@ class Series:
         birth: how much of it Prometheus may see.
         last_ms: when its last event arrived, in milliseconds since 1970.
         stored: whether the journal has it; before, it is shown to nobody.
-        text: its name and labels in the exposition format, with the space before the value.
     """
 
-    __slots__ = ("birth", "family", "labels", "last_ms", "series_id", "stored", "text", "value")
+    __slots__ = ("birth", "family", "labels", "last_ms", "series_id", "stored", "value")
 
-    def __init__(self, family: Family, labels: tuple[str, ...], text: str, now_ms: int) -> None:
+    def __init__(self, family: Family, labels: tuple[str, ...], now_ms: int) -> None:
         """Make a series that nobody knows yet."""
         self.series_id = 0
         self.family = family
@@ -67,19 +68,12 @@ class Series:
         self.birth = family.first_birth
         self.last_ms = now_ms
         self.stored = False
-        self.text = text
 
 
 def whole(series: Series) -> Hashable:
     """Name what goes or stays as a whole: all series of a histogram have one name."""
     is_part = series.family.type is MetricType.HISTOGRAM
     return (series.family, series.labels[:-1]) if is_part else series
-
-
-def label_text(names: Iterable[str], values: Iterable[str]) -> str:
-    """Write labels as they stand between the braces of the exposition formats."""
-    escaped = (value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for value in values)
-    return ",".join(f'{name}="{value}"' for name, value in zip(names, escaped, strict=True))
 
 
 class Lifecycle:
@@ -89,12 +83,14 @@ class Lifecycle:
         unstored: the series that the journal has not yet.
         unborn: the stored ones that Prometheus may not see in full, with the moment (monotonic seconds) since when it
             was shown their 0.
+        blocks: the stored ones of each family.
     """
 
     def __init__(self) -> None:
         """Start without any series."""
         self.unstored: dict[Series, None] = {}
         self.unborn: dict[Series, float | None] = {}
+        self.blocks: defaultdict[Family, Blocks] = defaultdict(Blocks)
         self._next_id = 1
 
     def enter(self, series: Series) -> None:
@@ -105,10 +101,8 @@ class Lifecycle:
 
     def restore(self, series: Series) -> None:
         """Take a series that the journal holds."""
-        series.stored = True
         self.reserve(series.series_id)
-        if series.birth is not Birth.FULL:
-            self.unborn[series] = None
+        self._show(series)
 
     def reserve(self, series_id: int) -> None:
         """Give out no id up to this one."""
@@ -118,9 +112,18 @@ class Lifecycle:
         """Note which new series a transaction has stored."""
         for series in [series for series in self.unstored if series.series_id in series_ids]:
             del self.unstored[series]
-            series.stored = True
-            if series.birth is not Birth.FULL:
-                self.unborn[series] = None
+            self._show(series)
+
+    def _show(self, series: Series) -> None:
+        series.stored = True
+        self.blocks[series.family].add(series)
+        if series.birth is not Birth.FULL:
+            self.unborn[series] = None
+
+    def all(self) -> Iterator[Block]:
+        """Give the stored series of all families."""
+        for blocks in tuple(self.blocks.values()):
+            yield from blocks
 
     def expire(self, expired: Iterable[Series], staged: Iterable[Series]) -> list[Series]:
         """Reset series whose deletion is committed.
@@ -133,6 +136,9 @@ class Lifecycle:
         """
         gone = []
         reached = set(map(whole, staged))
+        expired = set(expired)
+        for family in {series.family for series in expired}:
+            self.blocks[family].remove(expired)
         for series in expired:
             series.value = 0
             series.birth = series.family.first_birth

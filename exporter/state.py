@@ -150,14 +150,16 @@ class State:
         """Take over what the journal holds; gives the series that have to go."""
         cells: list[Cell] = []
         figures: list[Series] = []
+        share = self.counters.texts.share
         for row in restored.series:
             self.lifecycle.reserve(row.series_id)
+            labels = share(_read_labels(row.labels))
             if row.family == EVENTS.name:
-                cells.append(_fill(Cell(Labels(*_read_labels(row.labels)), row.last_ms), row))
+                cells.append(_fill(Cell(Labels._make(labels), row.last_ms), row))
                 self.labels.restore(cells[-1].labels)
             elif self.derived is not None and row.family in _FAMILIES:
                 family = _FAMILIES[row.family]
-                figures.append(_fill(Series(family, tuple(_read_labels(row.labels)), "", row.last_ms), row))
+                figures.append(_fill(Series(family, tuple(labels), row.last_ms), row))
         self.counters.restore(cells, restored.totals.expired_events)
         stale = self.figures.restore(figures)
         for series in self.figures:

@@ -262,14 +262,15 @@ async def test_a_page_that_nobody_waited_for_was_not_shown(
         connections.append(connection)
         return scrape(births, connection)
 
-    async def render_late(*arguments: Any, **options: Any) -> bytes:
+    async def render_late(*arguments: Any, **options: Any) -> AsyncIterator[bytes]:
         monkeypatch.undo()
         await given_up.close()
         await wait_for(connections[0].is_closing, message="the server to notice")
-        return await Page.render(*arguments, **options)
+        async for part in Page.parts(*arguments, **options):
+            yield part
 
     monkeypatch.setattr(Births, "scrape", note_connection)
-    monkeypatch.setattr(Page, "render", render_late)
+    monkeypatch.setattr(Page, "parts", render_late)
     with pytest.raises(aiohttp.ClientError):
         await given_up.scrape()
     clock.advance(INTERVAL)

@@ -293,7 +293,7 @@ def as_stored(store: Store) -> list[Series]:
     """Give a store's series as the journal holds them, the counters only just born."""
     rows = []
     for series in store:
-        row = Series(series.family, series.labels, "", series.last_ms)
+        row = Series(series.family, series.labels, series.last_ms)
         row.series_id, row.value, row.birth = series.series_id, series.value, BIRTHS[series.family.type]
         rows.append(row)
     return rows

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exporter.births
+import exporter.blocks
 import exporter.derived.episodes
 import exporter.expiry
-import exporter.exposition
+import exporter.steps
 from exporter.actions import BY_NAME
 from exporter.caps import SeriesRoom
-from exporter.derived.episodes import Episodes
+from exporter.derived.episodes import MAX_ENTRIES, Episodes
 from exporter.expiry import Expiry
 from exporter.intake import Intake
 from exporter.journal.opening import FILE_NAME
@@ -362,7 +363,7 @@ async def test_the_steps_that_are_kept_are_counted_right(
                 assert server.exporter.derivation is not None
                 await server.exporter.derivation.settle()
                 found = sum(len(episode.entries) for episode in stores[-1])
-                assert found == stores[-1]._entries  # noqa: SLF001 -- what the bound looks at
+                assert found == MAX_ENTRIES - stores[-1].room
 
 
 async def test_a_flood_of_ids_takes_bounded_room(clock: ManualClock, tmp_path: Path) -> None:
@@ -432,13 +433,13 @@ async def test_a_sweep_lets_events_in(
         clock.advance(30 * DAY + 1)
         waits = 0
 
-        async def meanwhile(_: float) -> None:
+        async def meanwhile() -> None:
             nonlocal waits
             waits += 1
             if waits in {1, 30}:
                 await accept(server, [event("1.0" if waits == 1 else "1.4", "get")])
 
-        monkeypatch.setattr(exporter.expiry, "asyncio", SimpleNamespace(sleep=meanwhile))
+        monkeypatch.setattr(exporter.expiry, "Steps", lambda: SimpleNamespace(pause=meanwhile))
         await sweeps[-1].sweep()
         assert waits > 30
         series = await server.counters()
@@ -453,29 +454,41 @@ async def test_a_sweep_lets_events_in(
 # --- scrapes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("pause_seconds", "most_pauses"), [(0.0, 2000), (0.1, 40)])
 async def test_a_page_of_many_series_waits_a_few_times_only(
-    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch, pause_seconds: float, most_pauses: int
 ) -> None:
     """While requests pour in each pause is long, so that their number must not grow with the series."""
-    monkeypatch.setattr(exporter.exposition, "_SERIES_A_CHUNK", 1)
-    monkeypatch.setattr(exporter.exposition, "_HISTOGRAMS_A_CHUNK", 1)
+    monkeypatch.setattr(exporter.blocks, "_SERIES_A_BLOCK", 1)
     async with running({}, clock.clock) as server:
         await accept(server, every_label(GOOD, 3))
         await accept(server, [event(f"0.{n}", "app_launch_ready", metadata={"duration_ms": "5"}) for n in range(60)])
-        pauses = 0
+        now = 0.0
+        pauses = looks = 0
 
         async def pause(_: float) -> None:
-            nonlocal pauses
+            nonlocal now, pauses
             pauses += 1
+            now += pause_seconds
+
+        def look() -> float:
+            nonlocal now, looks
+            looks += 1
+            now += 0.0003  # what a part of a page takes, as this clock has it
+            return now
 
         page = await server.metrics()
-        monkeypatch.setattr(exporter.exposition, "asyncio", SimpleNamespace(sleep=pause))
+        monkeypatch.setattr(exporter.steps, "asyncio", SimpleNamespace(sleep=pause))
+        monkeypatch.setattr(exporter.steps, "time", SimpleNamespace(perf_counter=look))
         once_more = await server.metrics()
         wanted = ("capgo_stats_events_total", "capgo_launch_duration_seconds")
         assert [line for line in page.splitlines() if line.startswith(wanted)] == [
             line for line in once_more.splitlines() if line.startswith(wanted)
         ]
-        assert 3 * 16 <= pauses <= 12 * 16
+        assert 500 < looks
+        assert 0 < pauses <= most_pauses
+        # Without a pause in between, others wait as long as five parts of the page at most if they wait for nothing.
+        assert pause_seconds or looks <= 5 * pauses
 
 
 async def test_births_of_many_series_are_stored_in_parts(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,13 +220,13 @@ async def test_requests_are_counted_by_handler_and_status() -> None:
 async def test_a_handler_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of ours is answered with 500, counted as such, and the next request is served."""
 
-    async def fail(*arguments: Any, **options: Any) -> bytes:
+    def fail(*arguments: Any, **options: Any) -> None:
         del arguments, options
         monkeypatch.undo()
         message = "a fault of ours"
         raise RuntimeError(message)
 
     async with running() as exporter:
-        monkeypatch.setattr(Page, "render", fail)
+        monkeypatch.setattr(Page, "parts", fail)
         assert (await exporter.request("GET", "/metrics")).status == 500
         assert await exporter.sample("capgo_exporter_http_requests_total", handler="metrics", code="500") == 1

@@ -6,10 +6,11 @@ from typing import Final
 
 from prometheus_client.utils import floatToGoString
 
+from exporter.blocks import sample_text
 from exporter.caps import SeriesRoom
 from exporter.derived.families import FAMILIES
 from exporter.labels import OTHER
-from exporter.series import Family, Lifecycle, MetricType, Series, label_text
+from exporter.series import Family, Lifecycle, MetricType, Series
 
 _SUM: Final = "sum"
 _CAPPED_LABELS: Final = frozenset({"app_id", "version", "channel"})
@@ -22,17 +23,30 @@ class Histogram:
     Attributes:
         buckets: a series for each bucket, which counts what is in it and in no smaller one.
         sum: the sum of what was observed, in milliseconds.
-        count_text: name and labels of its count in the exposition format.
     """
 
-    __slots__ = ("_bounds_ms", "buckets", "count_text", "sum")
+    __slots__ = ("_bounds_ms", "_template", "buckets", "sum")
 
-    def __init__(self, bounds_ms: list[float], buckets: list[Series], total: Series, count_text: str) -> None:
+    def __init__(self, bounds_ms: list[float], buckets: list[Series], total: Series) -> None:
         """Put the series together."""
         self._bounds_ms = bounds_ms
+        self._template: bytes | None = None
         self.buckets = buckets
         self.sum = total
-        self.count_text = count_text
+
+    @property
+    def template(self) -> bytes:
+        """Its lines on the page, with `%d` for the cumulative counts and the count, and `%b` for the sum."""
+        if self._template is None:
+            family, labels = self.sum.family, self.sum.labels[:-1]
+            names = (*family.labels, "le")
+            bounds = [bucket.labels[-1] for bucket in self.buckets]
+            counts = [sample_text(f"{family.name}_bucket", names, (*labels, bound)) for bound in bounds]
+            counts.append(sample_text(f"{family.name}_count", family.labels, labels))
+            total = sample_text(f"{family.name}_sum", family.labels, labels)
+            lines = [f"{text.replace('%', '%%')}%d\n" for text in counts]
+            self._template = "".join([*lines, f"{total.replace('%', '%%')}%b\n"]).encode()
+        return self._template
 
     def bucket(self, duration_ms: float) -> Series:
         """Find the bucket of a duration; an upper bound belongs to its bucket."""
@@ -100,7 +114,7 @@ class Figures:
         if found is None and not self._room.allows(labels[0], _version(family, labels), 1):
             labels = self._overflowed(family, labels)
             found = self._series[family].get(labels)
-        return found or self._make(family, labels, f"{family.sample_name}{{{_text(family, labels)}}} ", now_ms)
+        return found or self._make(family, labels, now_ms)
 
     def histogram(self, family: Family, labels: _Labels, now_ms: int) -> Histogram:
         """Give the histogram of some labels, and make its series if it is new."""
@@ -122,7 +136,6 @@ class Figures:
             if series.family.type is MetricType.HISTOGRAM:
                 parts.setdefault((series.family, series.labels[:-1]), {})[series.labels[-1]] = series
             else:
-                series.text = f"{series.family.sample_name}{{{_text(series.family, series.labels)}}} "
                 self._add(series)
                 self._lifecycle.restore(series)
         stale: list[Series] = []
@@ -133,7 +146,6 @@ class Figures:
                     series.stored = True
                 continue
             for series in found.values():
-                series.text = _part_text(family, labels, series.labels[-1])
                 self._add(series)
                 self._lifecycle.restore(series)
             self._assemble(family, labels, [found[bound] for bound in self._buckets[family]], found[_SUM])
@@ -154,24 +166,19 @@ class Figures:
             OTHER if name in _CAPPED_LABELS else value for name, value in zip(family.labels, labels, strict=True)
         )
 
-    def _make(self, family: Family, labels: _Labels, text: str, now_ms: int) -> Series:
-        series = Series(family, labels, text, now_ms)
+    def _make(self, family: Family, labels: _Labels, now_ms: int) -> Series:
+        series = Series(family, labels, now_ms)
         self._lifecycle.enter(series)
         self._add(series)
         return series
 
     def _make_histogram(self, family: Family, labels: _Labels, now_ms: int) -> Histogram:
-        buckets = [
-            self._make(family, (*labels, bound), _part_text(family, labels, bound), now_ms)
-            for bound in self._buckets[family]
-        ]
-        total = self._make(family, (*labels, _SUM), _part_text(family, labels, _SUM), now_ms)
+        buckets = [self._make(family, (*labels, bound), now_ms) for bound in self._buckets[family]]
+        total = self._make(family, (*labels, _SUM), now_ms)
         return self._assemble(family, labels, buckets, total)
 
     def _assemble(self, family: Family, labels: _Labels, buckets: list[Series], total: Series) -> Histogram:
-        count_text = f"{family.name}_count{{{_text(family, labels)}}} "
-        histogram = Histogram(self._bounds_ms[family], buckets, total, count_text)
-        self._histograms[family][labels] = histogram
+        histogram = self._histograms[family][labels] = Histogram(self._bounds_ms[family], buckets, total)
         return histogram
 
     def _add(self, series: Series) -> None:
@@ -190,13 +197,3 @@ def _is_overflow(series: Series) -> bool:
     """Tell whether a series is one that stands in for those past the bound."""
     named = zip(series.family.labels, series.labels, strict=False)  # a histogram's series have `le` besides
     return all(value == OTHER for name, value in named if name in _CAPPED_LABELS)
-
-
-def _text(family: Family, labels: _Labels) -> str:
-    return label_text(family.labels, labels)
-
-
-def _part_text(family: Family, labels: _Labels, bound: str) -> str:
-    if bound == _SUM:
-        return f"{family.name}_sum{{{_text(family, labels)}}} "
-    return f'{family.name}_bucket{{{_text(family, labels)},le="{bound}"}} '

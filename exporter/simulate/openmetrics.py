@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TextIO
 
-from exporter.series import label_text
+from exporter.blocks import label_text
 
 _HOUR_MS: Final = 3_600_000
 _DAY_MS: Final = 86_400_000
