@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -36,11 +36,14 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
+_FilledText = Annotated[str, msgspec.Meta(min_length=1)]
+
+
 class Event(msgspec.Struct, gc=False, rename={"default_channel": "defaultChannel"}):
     """One event with the fields of the contract; None stands for missing or null."""
 
-    app_id: str
-    action: str
+    app_id: _FilledText
+    action: _FilledText
     platform: str | None = None
     device_id: str | None = None
     version_name: str | None = None
@@ -81,12 +84,10 @@ class Batch:
     Attributes:
         events: one entry per element of the body, in order.
         is_array: whether the body was an array; a single object gets another form of reply.
-        is_plain: no text holds a quote, a backslash or a control character, so that none needs escaping.
     """
 
     events: list[Event | Rejection]
     is_array: bool
-    is_plain: bool
 
 
 _NO_OBJECT: Final = Rejection("invalid_event", "An event must be a JSON object")
@@ -99,7 +100,7 @@ def _parse_int(digits: str) -> int | float:
 
 
 _json: Final = json.JSONDecoder(parse_int=_parse_int, strict=False)
-_decoder = msgspec.json.Decoder(list[Event] | Event)
+_decoder = msgspec.json.Decoder[Any](list[Event] | Event)
 _OPTIONAL_TEXTS: Final = {
     name: wire_name
     for name, wire_name in zip(Event.__struct_fields__, Event.__struct_encode_fields__, strict=True)
@@ -114,26 +115,12 @@ def decode(body: bytes) -> Batch:
         MalformedBodyError: if the body is not JSON, or neither an object nor an array.
     """
     try:
-        decoded = _decoder.decode(body)
+        decoded: list[Event | Rejection] | Event = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _decode_leniently(body)
     if isinstance(decoded, Event):
-        decoded = [decoded]
-        is_array = False
-    else:
-        is_array = True
-    if any(not event.app_id or not event.action for event in decoded):
-        return _decode_leniently(body)
-    events: list[Event | Rejection] = [*decoded]
-    return Batch(events, is_array, _is_plain(body))
-
-
-def _is_plain(body: bytes) -> bool:
-    """Tell whether surely no text holds a quote, a backslash or a control character.
-
-    JSON writes them inside a string only with a backslash, except DEL and those beyond ASCII (RFC 8259, section 7).
-    """
-    return body.isascii() and b"\\" not in body and b"\x7f" not in body
+        return Batch([decoded], is_array=False)
+    return Batch(decoded, is_array=True)
 
 
 def _decode_leniently(body: bytes) -> Batch:
@@ -151,11 +138,11 @@ def _decode_leniently(body: bytes) -> Batch:
 def _read(text: str) -> Batch:
     start = _after_space(text, 0)
     if text[start : start + 1] == "[":
-        return Batch(_read_array(text, start + 1), is_array=True, is_plain=False)
+        return Batch(_read_array(text, start + 1), is_array=True)
     value, end = _json.raw_decode(text, start)
     _check_end(text, end)
     if isinstance(value, dict):
-        return Batch([_judge(value)], is_array=False, is_plain=False)
+        return Batch([_judge(value)], is_array=False)
     message = "The body must be a JSON object or an array of objects"
     raise _invalid_shape(message)
 

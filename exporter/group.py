@@ -1,6 +1,7 @@
 """What is to be stored: the events of one transaction, and other writes."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 
 from exporter.derived.staged import Staged
@@ -26,7 +27,7 @@ class Group:
         waiters: resolved when the outcome is known: with None if the group is stored, else with the reason.
     """
 
-    deltas: dict[Series, int] = field(default_factory=dict)
+    deltas: Counter[Series] = field(default_factory=Counter)
     event_ids: dict[int, None] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     events: int = 0

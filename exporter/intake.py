@@ -1,7 +1,7 @@
 """Intake: stages the events of a batch, and waits until they are on disk."""
 
 import asyncio
-from copy import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -13,10 +13,10 @@ from exporter.dedupe import DedupeWindow
 from exporter.derived.derivation import Derivation
 from exporter.events import UNKNOWN, Batch, Event, Rejection
 from exporter.group import Group, NotStoredError
-from exporter.identity import identity
+from exporter.identity import identities
 from exporter.labels import LabelPolicy, Labels, Placement
 from exporter.legacy import is_legacy_download_fail
-from exporter.points import PointEncoder
+from exporter.points import PointEncoder, Raw
 from exporter.telemetry import Telemetry
 
 MAX_STAGED_EVENTS: Final = 200_000
@@ -66,6 +66,23 @@ class _Staged:
     waiters: dict[Group, asyncio.Future[NotStoredError | None]] = field(default_factory=dict)
     rejections: dict[int, Rejection] = field(default_factory=dict)
     duplicates: int = 0
+
+
+@dataclass(slots=True)
+class _Fresh:
+    """Events that are to be counted.
+
+    Attributes:
+        events: the events.
+        ids: for each, its identity, or None if it has none.
+        cells: for each, where it is counted.
+        raw: by the index in these lists, what the labels do not say.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    ids: list[int | None] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+    raw: dict[int, Raw] = field(default_factory=dict)
 
 
 class Intake:
@@ -164,66 +181,79 @@ class Intake:
         _check(self._refused_because)
         group = self._committer.group
         now_ms = self._clock.wall_ms()
-        events = group.events
-        for index in range(start, min(start + _EVENTS_AT_ONCE, len(batch.events))):
-            event = batch.events[index]
+        events = batch.events[start : start + _EVENTS_AT_ONCE]
+        fresh = _Fresh()
+        self._sort_out(events, start, fresh, staged, now_ms)
+        if fresh.events:
+            self._count(fresh, group, now_ms)
+            self._wait(group, staged)
+
+    def _sort_out(
+        self, events: list[Event | Rejection], start: int, fresh: _Fresh, staged: _Staged, now_ms: int
+    ) -> None:
+        """Find the events that are to be counted, and their cells."""
+        ids = identities(events)
+        known = self._known(ids)
+        find = self._cells.get
+        for index, (event, event_id) in enumerate(zip(events, ids, strict=True), start):
             if isinstance(event, Rejection):
                 staged.rejections[index] = event
                 continue
-            event_id = identity(event)
             if event_id is not None:
-                pending = self._pending(event_id)
-                if pending is not None or event_id in self._dedupe:
-                    staged.duplicates += 1
-                    if pending is not None:
-                        self._wait(pending, staged)
+                if event_id in known:
+                    self._repeat(event_id, staged)
                     continue
-            rejection = self._count(event, event_id, group, now_ms, is_plain=batch.is_plain)
-            if rejection is not None:
-                staged.rejections[index] = rejection
-        if group.events > events:
-            self._wait(group, staged)
+                known.add(event_id)
+            cell = find(
+                (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
+            )
+            if cell is None:
+                placed = self._place(event, now_ms)
+                if placed is None:
+                    continue
+                if isinstance(placed, Rejection):
+                    staged.rejections[index] = placed
+                    continue
+                cell, raw = placed
+                if raw:
+                    fresh.raw[len(fresh.events)] = raw
+            fresh.events.append(event)
+            fresh.ids.append(event_id)
+            fresh.cells.append(cell)
 
-    def _count(
-        self, event: Event, event_id: int | None, group: Group, now_ms: int, *, is_plain: bool
-    ) -> Rejection | None:
-        """Stage one event that is no duplicate: its increment, its id and its point."""
-        raw: tuple[tuple[str, str], ...] = ()
-        cell = self._cells.get(
-            (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
-        )
-        if cell is None:
-            placed = self._place(event, now_ms)
-            if placed is None or isinstance(placed, Rejection):
-                return placed
-            cell, raw = placed
+    def _count(self, fresh: _Fresh, group: Group, now_ms: int) -> None:
+        """Stage events that are to be counted: increments, ids and points."""
+        # The lines come first: if one could not be made, nothing is staged.
+        prefixes = [f"{cell.head}{cell.tags}" for cell in fresh.cells]
+        lines = self._points.encode(fresh.events, prefixes, fresh.ids, fresh.raw, now_ms)
+        group.deltas.update(fresh.cells)
         derivation = self.derivation
-        device = 0 if derivation is None else derivation.device_hash(event.device_id)
-        sent = event if is_plain or derivation is None else copy(event)
-        # The line comes first: if it could not be made, nothing of the event is staged.
-        line = self._points.encode(event, cell.prefix, raw, event_id, is_plain=is_plain)
-        group.deltas[cell] = group.deltas.get(cell, 0) + 1
         if derivation is not None:
-            derivation.observe(sent, cell, device, group, now_ms)
-        if event_id is not None:
-            group.event_ids[event_id] = None
-        group.lines.append(line)
-        group.events += 1
-        return None
+            for event, cell in zip(fresh.events, fresh.cells, strict=True):
+                derivation.observe(event, cell, derivation.device_hash(event.device_id), group, now_ms)
+        group.event_ids.update(dict.fromkeys(event_id for event_id in fresh.ids if event_id is not None))
+        group.lines += lines
+        group.events += len(lines)
+
+    def _known(self, ids: Iterable[int | None]) -> set[int]:
+        """Find the ids that are remembered, or staged."""
+        committer = self._committer
+        known = self._dedupe.known(ids) | (committer.group.event_ids.keys() & ids)
+        return known if committer.in_flight is None else known | (committer.in_flight.event_ids.keys() & ids)
+
+    def _repeat(self, event_id: int, staged: _Staged) -> None:
+        """Note a duplicate, and let the batch wait for the group that has its id staged, if one has."""
+        staged.duplicates += 1
+        in_flight = self._committer.in_flight
+        if event_id in self._committer.group.event_ids:
+            self._wait(self._committer.group, staged)
+        elif in_flight is not None and event_id in in_flight.event_ids:
+            self._wait(in_flight, staged)
 
     def _wait(self, group: Group, staged: _Staged) -> None:
         """Let the batch wait for a group, from now on: it may be stored before the next slice is staged."""
         if group not in staged.waiters:
             staged.waiters[group] = self._committer.wait(group)
-
-    def _pending(self, event_id: int) -> Group | None:
-        """Find the group that has an id staged."""
-        committer = self._committer
-        if event_id in committer.group.event_ids:
-            return committer.group
-        if committer.in_flight is not None and event_id in committer.in_flight.event_ids:
-            return committer.in_flight
-        return None
 
     def _place(self, event: Event, now_ms: int) -> tuple[Cell, tuple[tuple[str, str], ...]] | Rejection | None:
         """Find an event's cell the long way: may it be counted, its capped labels, its series. None: filtered out."""

@@ -1,10 +1,12 @@
 """Points: the line of InfluxDB that one event becomes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from exporter.clock import ArrivalTimes, Clock, clock_error, fits_int64
+import msgspec
+
+from exporter.clock import MAX_AHEAD_MS, ArrivalTimes, Clock, fits_int64
 from exporter.events import Event
 from exporter.lineprotocol import MAX_TEXT_BYTES, clean, format_float, metadata_json, quote, truncate
 from exporter.privacy import IdPolicy
@@ -12,43 +14,28 @@ from exporter.telemetry import Telemetry
 
 _NS_PER_MS: Final = 1_000_000
 _LONG_LINE: Final = MAX_TEXT_BYTES // 4  # characters: no text in a shorter line has too many bytes
-_TEXT_FIELDS: Final = (
-    "bundle_id",
-    "channel",
-    "default_channel",
-    "custom_id",
-    "device_id",
-    "install_source",
-    "key_id",
-    "message",
-    "old_version_name",
-    "plugin_version",
-    "version_build",
-    "version_code",
-    "version_os",
-)
+_json = msgspec.json.Encoder()
+
+Raw = tuple[tuple[str, str], ...]
+"""Pairs of field name and text for what the tags do not say."""
+
+_Profile = tuple[str | int | None, ...]
 
 
-class PointTime(NamedTuple):
-    """When a point happened.
+class _Texts(NamedTuple):
+    """What the lines of one device have in common: fields in alphabetical order, as they stand in the line.
 
     Attributes:
-        ns: its time in nanoseconds since 1970.
-        device_time_ms: what a wrong clock said, in milliseconds since 1970, else None.
+        first: up to `device_id`.
+        middle: from `install_source` to `message`.
+        last: from `old_version` to `version_os`.
+        whole: all of them; what a line has if its event says nothing else.
     """
 
-    ns: int
-    device_time_ms: int | None
-
-
-class Details(NamedTuple):
-    """The fields that come from the metadata, as they stand in the line."""
-
-    duration: str
-    metadata: str
-
-
-_NO_DETAILS: Final = Details("", "")
+    first: str
+    middle: str
+    last: str
+    whole: str
 
 
 class PointEncoder:
@@ -75,121 +62,168 @@ class PointEncoder:
         self._device_ids = device_ids
         self._custom_ids = custom_ids
         self._max_age_ms = int(max_event_age_seconds * 1000)
-        self._clock = clock
         self._arrivals = ArrivalTimes(clock)
         self._telemetry = telemetry
+        self._profile: _Profile = ()
+        self._texts = _Texts("", "", "", "")
 
     def encode(
-        self, event: Event, prefix: str, raw: tuple[tuple[str, str], ...], event_id: int | None, *, is_plain: bool
-    ) -> str:
-        """Write the line of an event; the event's texts are changed to the form in which they are stored.
+        self,
+        events: Sequence[Event],
+        prefixes: Iterable[str],
+        ids: Sequence[int | None],
+        raw: Mapping[int, Raw],
+        now_ms: int,
+    ) -> list[str]:
+        """Write the lines of events.
 
         Args:
-            event: the event.
-            prefix: measurement and tags of its series.
-            raw: pairs of field name and text for what the tags do not say.
-            event_id: its identity, or None if it has none.
-            is_plain: no text needs escaping.
+            events: the events.
+            prefixes: for each, measurement and tags of its series.
+            ids: for each, its identity, or None if it has none.
+            raw: by an event's index, what the tags do not say of it.
+            now_ms: when they arrived, in milliseconds since 1970.
         """
-        if event.device_id:
-            event.device_id = self._device_ids.apply(event.device_id.lower())
-        if event.custom_id:
-            event.custom_id = self._custom_ids.apply(event.custom_id.strip())
-        if not is_plain:
-            _rewrite_texts(event, lambda text: quote(clean(text)))
-        time = self._time(event.timestamp, event_id)
-        details = self._details(event.metadata) if event.metadata else _NO_DETAILS
-        line = f"{prefix}{_fields(event, raw, time, details)} {time.ns}"
-        if len(line) > _LONG_LINE:
-            raw = self._shorten(event, raw)
-            line = f"{prefix}{_fields(event, raw, time, details)} {time.ns}"
-        return line
+        times, wrong = self._times(events, ids, now_ms)
+        lines = []
+        for index, (event, prefix, time) in enumerate(zip(events, prefixes, _decimals(times), strict=True)):
+            # A batch comes from one device, so most of a line is written once for all its events.
+            profile = (
+                event.device_id,
+                event.channel,
+                event.default_channel,
+                event.custom_id,
+                event.bundle_id,
+                event.install_source,
+                event.key_id,
+                event.message,
+                event.old_version_name,
+                event.plugin_version,
+                event.version_build,
+                event.version_code,
+                event.version_os,
+            )
+            if profile != self._profile:
+                self._texts = self._common(event, _escape)
+                self._profile = profile
+            line = f"{prefix}{self._texts.whole} {time}"
+            if event.metadata or index in raw or index in wrong or len(line) > _LONG_LINE:
+                line = self._encode_more(event, prefix, raw.get(index, ()), wrong.get(index), time)
+            lines.append(line)
+        return lines
 
-    def _time(self, timestamp_ms: int | None, event_id: int | None) -> PointTime:
-        if timestamp_ms is None or event_id is None:
-            return PointTime(self._arrivals.next_ns(), None)
-        error = clock_error(timestamp_ms, self._clock.wall_ms(), self._max_age_ms)
-        if error is None:
-            return PointTime(timestamp_ms * _NS_PER_MS + event_id % _NS_PER_MS, None)
-        self._telemetry.clock_corrected[error].inc()
-        return PointTime(self._arrivals.next_ns(), timestamp_ms)
+    def _times(
+        self, events: Iterable[Event], ids: Iterable[int | None], now_ms: int
+    ) -> tuple[list[int], dict[int, int]]:
+        """Give the times of points in nanoseconds, and by index the device's time in milliseconds where it is wrong."""
+        times: list[int] = []
+        wrong: dict[int, int] = {}
+        for event, event_id in zip(events, ids, strict=True):
+            timestamp_ms = event.timestamp
+            if timestamp_ms is None or event_id is None:
+                times.append(self._arrivals.next_ns())
+            elif now_ms - self._max_age_ms <= timestamp_ms <= now_ms + MAX_AHEAD_MS:
+                times.append(timestamp_ms * _NS_PER_MS + event_id % _NS_PER_MS)
+            else:
+                direction = "future" if timestamp_ms > now_ms else "past"
+                self._telemetry.clock_corrected[direction].inc()
+                wrong[len(times)] = timestamp_ms
+                times.append(self._arrivals.next_ns())
+        return times, wrong
 
-    def _shorten(self, event: Event, raw: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-        """Cut an event's texts to the bounds of a field, and give the raw texts cut alike."""
-        cut = 0
-
-        def shorten(text: str) -> str:
-            nonlocal cut
-            short = truncate(text)
-            if short == text:
-                return text
-            cut += 1
-            return _without_half_escape(short)
-
-        _rewrite_texts(event, shorten)
+    def _encode_more(self, event: Event, prefix: str, raw: Raw, wrong_ms: int | None, time: str) -> str:
+        """Write a line that says more, or that may be too long."""
+        details = self._details(event.metadata) if event.metadata else ("", "")
+        line = f"{prefix}{_fields(self._texts, raw, wrong_ms, details)} {time}"
+        if len(line) <= _LONG_LINE:
+            return line
+        shorten = _Shortener()
+        texts = self._common(event, lambda text: shorten(_escape(text)))
         short_raw = tuple((name, shorten(text)) for name, text in raw)
-        if cut:
-            self._telemetry.fields_truncated.inc(cut)
-        return short_raw
+        if shorten.cut:
+            self._telemetry.fields_truncated.inc(shorten.cut)
+        return f"{prefix}{_fields(texts, short_raw, wrong_ms, details)} {time}"
 
-    def _details(self, metadata: dict[str, str]) -> Details:
+    def _common(self, event: Event, write: Callable[[str], str]) -> _Texts:
+        """Write what a device's lines have in common; an empty field is left out.
+
+        Args:
+            event: one of the device's events.
+            write: gives the form in which a text that is not empty stands between the quotes.
+        """
+
+        def field(name: str, value: str | int | None) -> str:
+            if not value and value != 0:
+                return ""
+            return f',{name}="{write(value) if isinstance(value, str) else value}"'
+
+        device_id = self._device_ids.apply((event.device_id or "").lower())
+        custom_id = self._custom_ids.apply((event.custom_id or "").strip())
+        before = field("bundle_id", event.bundle_id) + field("channel", event.channel or event.default_channel)
+        first = f"{before},count=1i{field('custom_id', custom_id)}{field('device_id', device_id)}".removeprefix(",")
+        middle = (
+            field("install_source", event.install_source)
+            + field("key_id", event.key_id)
+            + field("message", event.message)
+        )
+        last = (
+            field("old_version", event.old_version_name)
+            + field("plugin_version", event.plugin_version)
+            + field("version_build", event.version_build)
+            + field("version_code", event.version_code)
+            + field("version_os", event.version_os)
+        )
+        return _Texts(first, middle, last, first + middle + last)
+
+    def _details(self, metadata: dict[str, str]) -> tuple[str, str]:
+        """Write the fields that come from the metadata: the duration, and all of it as JSON."""
         text, is_cut = metadata_json(metadata)
         if is_cut:
             self._telemetry.fields_truncated.inc()
         duration = duration_ms(metadata)
-        return Details(
-            "" if duration is None else f",duration_ms={format_float(duration)}", f',metadata="{quote(clean(text))}"'
+        return (
+            "" if duration is None else f",duration_ms={format_float(duration)}",
+            f',metadata="{quote(clean(text))}"',
         )
 
 
-def _fields(  # noqa: C901, PLR0912 -- one branch a field, in the order of the line; a loop costs more time
-    event: Event, raw: tuple[tuple[str, str], ...], time: PointTime, details: Details
-) -> str:
-    """Write the fields in alphabetical order; an empty one is left out."""
-    file = action_raw = app_id_raw = version_raw = ""
-    for name, text in raw:
-        if name == "file":
-            file = f',file="{quote(clean(text))}"'
-        elif name == "action_raw":
-            action_raw = f'action_raw="{quote(clean(text))}",'
-        elif name == "app_id_raw":
-            app_id_raw = f'app_id_raw="{quote(clean(text))}",'
-        else:
-            version_raw = f',version_raw="{quote(clean(text))}"'
-    parts = [action_raw, app_id_raw]
-    if event.bundle_id:
-        parts.append(f'bundle_id="{event.bundle_id}",')
-    channel = event.channel or event.default_channel
-    if channel:
-        parts.append(f'channel="{channel}",')
-    parts.append("count=1i")
-    if event.custom_id:
-        parts.append(f',custom_id="{event.custom_id}"')
-    if event.device_id:
-        parts.append(f',device_id="{event.device_id}"')
-    if time.device_time_ms is not None and fits_int64(time.device_time_ms):
-        parts.append(f",device_time_ms={time.device_time_ms}i")
-    parts.append(details.duration)
-    parts.append(file)
-    if event.install_source:
-        parts.append(f',install_source="{event.install_source}"')
-    if event.key_id:
-        parts.append(f',key_id="{event.key_id}"')
-    if event.message:
-        parts.append(f',message="{event.message}"')
-    parts.append(details.metadata)
-    if event.old_version_name:
-        parts.append(f',old_version="{event.old_version_name}"')
-    if event.plugin_version:
-        parts.append(f',plugin_version="{event.plugin_version}"')
-    if event.version_build:
-        parts.append(f',version_build="{event.version_build}"')
-    if event.version_code or event.version_code == 0:
-        parts.append(f',version_code="{event.version_code}"')
-    if event.version_os:
-        parts.append(f',version_os="{event.version_os}"')
-    parts.append(version_raw)
-    return "".join(parts)
+class _Shortener:
+    """Cuts texts to the bounds of a field.
+
+    Attributes:
+        cut: how many were too long.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.cut = 0
+
+    def __call__(self, text: str) -> str:
+        """Cut a text."""
+        short = truncate(text)
+        if short == text:
+            return text
+        self.cut += 1
+        return _without_half_escape(short)
+
+
+def _escape(text: str) -> str:
+    return quote(clean(text))
+
+
+def _decimals(numbers: list[int]) -> list[str]:
+    """Write numbers, in a third of the time that `str` takes."""
+    return _json.encode(numbers).decode()[1:-1].split(",")
+
+
+def _fields(texts: _Texts, raw: Raw, wrong_ms: int | None, details: tuple[str, str]) -> str:
+    """Write all fields in alphabetical order."""
+    named = {name: f'{name}="{_escape(text)}"' for name, text in raw}
+    before = "".join(f"{named[name]}," for name in ("action_raw", "app_id_raw") if name in named)
+    file, version_raw = (f",{named[name]}" if name in named else "" for name in ("file", "version_raw"))
+    device_time = f",device_time_ms={wrong_ms}i" if wrong_ms is not None and fits_int64(wrong_ms) else ""
+    duration, metadata = details
+    return f"{before}{texts.first}{device_time}{duration}{file}{texts.middle}{metadata}{texts.last}{version_raw}"
 
 
 def duration_ms(metadata: dict[str, str]) -> float | None:
@@ -199,13 +233,6 @@ def duration_ms(metadata: dict[str, str]) -> float | None:
     except ValueError:
         return None
     return duration if math.isfinite(duration) and duration >= 0 else None
-
-
-def _rewrite_texts(event: Event, rewrite: Callable[[str], str]) -> None:
-    for name in _TEXT_FIELDS:
-        text = getattr(event, name)
-        if text.__class__ is str and text:
-            setattr(event, name, rewrite(text))
 
 
 def _without_half_escape(text: str) -> str:

@@ -16,13 +16,13 @@ from aiohttp import web
 from exporter.bodies import BodyError, BodyReader
 from exporter.events import Batch, Rejection, decode
 from exporter.intake import FULL_JOURNAL, SLOW_DISK, Intake, UnavailableError
+from exporter.replies import JSON, ReadyReply
 from exporter.telemetry import Telemetry
 
 RETRY_AFTER_SECONDS: Final = 5
 _OK: Final = b'{"status":"ok"}'
 _CACHED_REPLIES: Final = 1000
 _LARGE_BYTES: Final = 1 << 20
-_JSON: Final = "application/json"
 _NOT_NOW: Final = "Events cannot be stored now; send them again"
 
 
@@ -42,15 +42,15 @@ class StatsHandler:
         self._telemetry = telemetry
         self._bodies = bodies
         self._token = None if token is None else token.encode()
-        self._replies: dict[int, bytes] = {}
+        self._replies: dict[int | None, ReadyReply] = {}
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer a check of the endpoint."""
         if not self._may_send(request):
             return self._unauthorized()
-        return web.Response(body=_OK, content_type=_JSON)
+        return web.Response(body=_OK, content_type=JSON)
 
-    async def post(self, request: web.Request) -> web.Response:
+    async def post(self, request: web.Request) -> web.StreamResponse:
         """Take events, and answer when they are on disk."""
         if not self._may_send(request):
             return self._unauthorized()
@@ -68,24 +68,21 @@ class StatsHandler:
             return self._unavailable(str(error))
         finally:
             self._bodies.give_back(taken)
-        return self._reply(batch, rejections)
+        return self._reply(request, batch, rejections)
 
-    def _reply(self, batch: Batch, rejections: dict[int, Rejection]) -> web.Response:
-        if batch.is_array:
-            return web.Response(body=self._results(len(batch.events), rejections), content_type=_JSON)
-        if rejections:
+    def _reply(self, request: web.Request, batch: Batch, rejections: dict[int, Rejection]) -> web.StreamResponse:
+        if rejections and not batch.is_array:
             return reply_error(400, rejections[0].error, rejections[0].message)
-        return web.Response(body=_OK, content_type=_JSON)
+        count = len(batch.events) if batch.is_array else None
+        if rejections or not ReadyReply.fits(request):
+            return web.Response(body=_accepted(count, rejections), content_type=JSON)
+        return self._ready_reply(count)
 
-    def _results(self, count: int, rejections: dict[int, Rejection]) -> bytes:
-        if rejections:
-            return msgspec.json.encode(
-                {"status": "ok", "results": [_result(index, rejections.get(index)) for index in range(count)]}
-            )
+    def _ready_reply(self, count: int | None) -> ReadyReply:
         reply = self._replies.get(count)
         if reply is None:
-            reply = msgspec.json.encode({"status": "ok", "results": [_result(index, None) for index in range(count)]})
-            if count <= _CACHED_REPLIES:
+            reply = ReadyReply(_accepted(count, {}))
+            if count is None or count <= _CACHED_REPLIES:
                 self._replies[count] = reply
         return reply
 
@@ -111,6 +108,15 @@ class StatsHandler:
         return unavailable()
 
 
+def _accepted(count: int | None, rejections: dict[int, Rejection]) -> bytes:
+    """Write the body for a batch of so many events; None stands for a single one."""
+    if count is None:
+        return _OK
+    return msgspec.json.encode(
+        {"status": "ok", "results": [_result(index, rejections.get(index)) for index in range(count)]}
+    )
+
+
 def _result(index: int, rejection: Rejection | None) -> dict[str, Any]:
     if rejection is None:
         return {"status": "ok", "index": index}
@@ -120,7 +126,7 @@ def _result(index: int, rejection: Rejection | None) -> dict[str, Any]:
 def reply_error(status: int, error: str, message: str) -> web.Response:
     """Give an error reply in the form of Capgo's own backend."""
     return web.Response(
-        status=status, body=msgspec.json.encode({"error": error, "message": message}), content_type=_JSON
+        status=status, body=msgspec.json.encode({"error": error, "message": message}), content_type=JSON
     )
 
 
@@ -128,7 +134,7 @@ def unavailable(message: str = _NOT_NOW) -> web.Response:
     """Give the reply that makes a device keep its events and send them again."""
     body = {"error": "unavailable", "message": message, "retryAfterSeconds": RETRY_AFTER_SECONDS}
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return web.Response(status=503, body=msgspec.json.encode(body), content_type=_JSON, headers=headers)
+    return web.Response(status=503, body=msgspec.json.encode(body), content_type=JSON, headers=headers)
 
 
 def bearer(request: web.Request) -> str:

@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
 from prometheus_client import disable_created_metrics as leave_out_created_series
 
 from exporter import __version__
+from exporter.histograms import Histogram
 from exporter.notices import Notices
 
 EVENT_OUTCOMES: Final = (
@@ -103,12 +104,12 @@ class Telemetry:
         self.request_duration = Histogram(
             "capgo_exporter_http_request_duration_seconds",
             "Time from a request's head to its reply.",
-            ["handler"],
-            buckets=_LATENCY_BUCKETS,
-            registry=registry,
+            _LATENCY_BUCKETS,
+            registry,
+            label="handler",
+            values=tuple(REPLIES),
         )
         for handler, codes in REPLIES.items():
-            self.request_duration.labels(handler)
             for code in codes:
                 self.requests.labels(handler, str(code))
         self.connections = Gauge(
@@ -151,9 +152,7 @@ class Telemetry:
             "capgo_exporter_events", "Events received, by outcome.", ["outcome", "reason"], registry=registry
         )
         self.events = {pair: events.labels(*pair) for pair in EVENT_OUTCOMES}
-        self.batch_events = Histogram(
-            "capgo_exporter_batch_events", "Events in a POST.", buckets=_BATCH_BUCKETS, registry=registry
-        )
+        self.batch_events = Histogram("capgo_exporter_batch_events", "Events in a POST.", _BATCH_BUCKETS, registry)
         self.label_overflow = _labelled(
             Counter(
                 "capgo_exporter_label_overflow",
@@ -197,8 +196,8 @@ class Telemetry:
         self.commit_duration = Histogram(
             "capgo_exporter_journal_commit_duration_seconds",
             "Time of one transaction, with its fsync.",
-            buckets=(0.0005, *_LATENCY_BUCKETS),
-            registry=registry,
+            (0.0005, *_LATENCY_BUCKETS),
+            registry,
         )
         self.commit_failures = Counter(
             "capgo_exporter_journal_commit_failures", "Transactions that could not be stored.", registry=registry

@@ -1,9 +1,11 @@
 """The HTTP interface: which handler answers what, and what every answer has in common."""
 
+import functools
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from prometheus_client import Counter
 
 from exporter.clock import Clock
 from exporter.connections import Connections
@@ -46,6 +48,10 @@ def releases_routes(handler: ReleasesHandler) -> list[web.RouteDef]:
 def observe(telemetry: Telemetry, clock: Clock, drain: Drain, connections: Connections) -> Middleware:
     """Make the middleware that counts and times requests, and gives errors of the framework as JSON."""
 
+    @functools.cache  # to look a counter up costs more than to count
+    def replies(name: str, status: int) -> Counter:
+        return telemetry.requests.labels(name, str(status))
+
     @web.middleware
     async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:
         drain.enter()
@@ -69,7 +75,7 @@ def observe(telemetry: Telemetry, clock: Clock, drain: Drain, connections: Conne
         finally:
             connections.end(request.protocol)
             drain.leave()
-            telemetry.requests.labels(name, str(status)).inc()
+            replies(name, status).inc()
             telemetry.request_duration.labels(name).observe(clock.monotonic() - started)
 
     return middleware

@@ -245,23 +245,6 @@ def test_what_is_nested_too_deep_hurts_no_neighbour(depth: int) -> None:
     assert "v" == third.metadata["k"]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('"plain"', True),
-        (r'"quo\"te"', False),
-        (r'"back\\slash"', False),
-        (r'"new\nline"', False),
-        ('"\x7f"', False),
-        ('"\u0085"', False),
-        ('"\u2028"', False),
-    ],
-)
-def test_a_plain_body_needs_no_escaping(text: str, expected: object) -> None:
-    """Only a body without quotes, backslashes and control characters inside its texts is plain."""
-    assert expected is decode(f'[{{"app_id":"a","action":"set","message":{text}}}]'.encode()).is_plain
-
-
 @given(
     st.lists(
         st.fixed_dictionaries(
