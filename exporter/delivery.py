@@ -19,10 +19,11 @@ import structlog
 from exporter.commit import Committer
 from exporter.group import NotStoredError, Write
 from exporter.influx import Answer, Verdict
-from exporter.journal.codec import decompress
+from exporter.journal.codec import unpack
 from exporter.journal.damage import is_damage
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import PointsRow
+from exporter.lines import Lines
 from exporter.pace import MAX_POINTS, Backoff, Pace
 from exporter.refusals import Report
 from exporter.sender import PATIENCE, GaveUpError, Sender, StuckError, Writer, pause
@@ -31,6 +32,8 @@ from exporter.telemetry import Telemetry
 
 SENDERS: Final = 2
 _JOURNAL_RETRY_SECONDS: Final = 1.0
+_GATHER_SECONDS: Final = 0.2
+_FEW_POINTS: Final = 5000
 _Result = TypeVar("_Result")
 
 log = structlog.get_logger()
@@ -67,6 +70,7 @@ class Delivery:
         self._stored = asyncio.Event()
         self._turn = asyncio.Lock()
         self._taken_until = 0
+        self._not_before = 0.0
         self._draining = asyncio.Event()
         self._failing = ""
         self.failure: str | None = None
@@ -147,20 +151,38 @@ class Delivery:
                     return taken
                 if self._draining.is_set():
                     return None
+                shelf_seconds = self._shelf.wait_seconds()
+                if seconds := self._gathering_seconds():
+                    await pause(seconds if shelf_seconds is None else min(seconds, shelf_seconds), self._draining)
+                    continue
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stored.wait(), self._shelf.wait_seconds())
+                    await asyncio.wait_for(self._stored.wait(), shelf_seconds)
 
     async def _read_next(self) -> tuple[Batch, list[PointsRow]] | None:
         """Read a batch from the shelf and one from those that were never tried, by turns."""
         if not self._was_on_shelf and (taken := await self._read_shelved()) is not None:
             self._was_on_shelf = True
             return taken
-        rows = await self._in_thread(self._reader.read, self._taken_until, self._pace.points)
-        if rows:
+        if not self._gathering_seconds() and (rows := await self._read_new()):
             self._was_on_shelf = False
-            self._taken_until = rows[-1].number
             return Batch(rows[0].number, rows[-1].number), rows
         return await self._read_shelved()
+
+    async def _read_new(self) -> list[PointsRow]:
+        """Read groups that were never tried; if they are few, the next ones have time to gather.
+
+        A request for every few points would cost more than taking the events.
+        """
+        rows: list[PointsRow] = await self._in_thread(self._reader.read, self._taken_until, self._pace.points)
+        if rows:
+            self._taken_until = rows[-1].number
+            few = sum(row.points for row in rows) < _FEW_POINTS
+            self._not_before = time.monotonic() + _GATHER_SECONDS if few else 0.0
+        return rows
+
+    def _gathering_seconds(self) -> float:
+        """Give the seconds for which points are still to gather."""
+        return 0.0 if self._draining.is_set() else max(0.0, self._not_before - time.monotonic())
 
     async def _read_shelved(self) -> tuple[Batch, list[PointsRow]] | None:
         """Read a batch from the shelf, unless its points were dropped meanwhile."""
@@ -232,20 +254,24 @@ class Delivery:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
 
-def _read_lines(rows: list[PointsRow], report: Report) -> list[str]:
+def _read_lines(rows: list[PointsRow], report: Report) -> Lines:
     """Decompress groups; of a damaged one the bytes are kept, as text."""
-    lines: list[str] = []
+    texts: list[bytes] = []
+    points = 0
     for row in rows:
         try:
-            lines += _lines_of(row)
+            texts.append(_text_of(row))
+            points += row.points
         except ValueError as error:
             report.reject("damaged", str(error), [row.lines.hex()], points=row.points)
-    return lines
+    return Lines(texts, points)
 
 
-def _lines_of(row: PointsRow) -> list[str]:
-    lines = decompress(row.lines)
-    if len(lines) != row.points or "" in lines:
-        msg = f"damaged points: {len(lines)} lines where {row.points} should be"
+def _text_of(row: PointsRow) -> bytes:
+    """Give the lines of a group; its checksum has to be right, and their number."""
+    text = unpack(row.lines)
+    lines = text.count(b"\n") + 1 if text else 0
+    if lines != row.points:
+        msg = f"damaged points: {lines} lines where {row.points} should be"
         raise ValueError(msg)
-    return lines
+    return text

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from exporter.influx import Answer, Verdict
 from exporter.journal.records import DeadLetter
+from exporter.lines import Lines
 
 
 @dataclass(slots=True)
@@ -27,7 +28,7 @@ class Report:
         self.dead_letters.append(DeadLetter(reason, error, lines))
 
 
-def sort_out(part: list[str], answer: Answer, report: Report) -> list[list[str]]:
+def sort_out(part: Lines, answer: Answer, report: Report) -> list[Lines]:
     """Report what an answer says of lines, and give those that are to be sent again, in parts, the last one first.
 
     They may be stored already, but writing a point twice changes nothing.
@@ -39,12 +40,12 @@ def sort_out(part: list[str], answer: Answer, report: Report) -> list[list[str]]
         return []
     named = {number: error for number, error in answer.bad_lines.items() if 1 <= number <= len(part)}
     if named:
-        rest = _set_aside(part, named, report)
-        return [rest] if rest else []
+        rest = _set_aside(part.lines(), named, report)
+        return [Lines.of(rest)] if rest else []
     if len(part) > 1 and answer.refused < len(part):
         middle = len(part) // 2
-        return [part[middle:], part[:middle]]
-    report.reject("too_large" if answer.verdict is Verdict.TOO_LARGE else "refused", answer.error, part)
+        return [part.part(middle, len(part)), part.part(0, middle)]
+    report.reject("too_large" if answer.verdict is Verdict.TOO_LARGE else "refused", answer.error, part.lines())
     return []
 
 

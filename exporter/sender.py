@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from typing import Final, Protocol
 
 from exporter.influx import Answer, Verdict
-from exporter.journal.codec import compress
+from exporter.lines import Lines
 from exporter.pace import Backoff, Pace
 from exporter.refusals import Report, sort_out
 
@@ -73,7 +73,7 @@ class Sender:
         self._draining = draining
         self._on_answer = on_answer
 
-    async def send(self, lines: list[str], report: Report, *, most: int, patience: int = PATIENCE) -> None:
+    async def send(self, lines: Lines, report: Report, *, most: int, patience: int = PATIENCE) -> None:
         """Send lines, in requests of a size that the server takes, until each is stored or refused for good.
 
         Args:
@@ -90,7 +90,7 @@ class Sender:
         answers: int | None = None  # how often the server had answered before the first failure
         is_stuck = False
         while start < len(lines):
-            part = lines[start : start + min(self._pace.points, most)]
+            part = lines.part(start, start + min(self._pace.points, most))
             answers_before = self._pace.answers
             answer = await self._attempt(part)
             if answer.verdict is Verdict.RETRY:
@@ -114,7 +114,7 @@ class Sender:
         if is_stuck:
             raise StuckError(others_go=answers is None or self._pace.answers > answers)
 
-    async def _settle(self, part: list[str], answer: Answer, report: Report) -> bool:
+    async def _settle(self, part: Lines, answer: Answer, report: Report) -> bool:
         """Take an answer about lines, and send again what it leaves open, until nothing is.
 
         Refused lines are found by their numbers or by halving, with a bounded number of requests; what is not resolved
@@ -140,13 +140,13 @@ class Sender:
             error = answer.error or error
             parts += sort_out(part, answer, report)
         if parts:
-            block = [line for part in reversed(parts) for line in part]
+            block = [line for part in reversed(parts) for line in part.lines()]
             report.reject("refused", f"{error} (not all tried one by one)", block)
         return True
 
-    async def _attempt(self, lines: list[str]) -> Answer:
+    async def _attempt(self, lines: Lines) -> Answer:
         """Send one request when the server may be asked; after a failure that may pass, wait before returning."""
-        body = await asyncio.get_running_loop().run_in_executor(self._thread, compress, lines)
+        body = await asyncio.get_running_loop().run_in_executor(self._thread, lines.pack)
         while (seconds := self._pace.wait_seconds()) and not self._draining.is_set():
             await pause(seconds, self._draining)
         answer = await self._writer.write(body)

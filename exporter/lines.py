@@ -1,0 +1,53 @@
+"""Lines on their way to InfluxDB: texts of whole groups, taken apart only if some lines go without the others."""
+
+from typing import Final, Self
+
+from isal import isal_zlib
+
+_COMPRESSION_LEVEL: Final = 1
+_GZIP_WINDOW_BITS: Final = 31
+
+
+class Lines:
+    """Some lines, in order."""
+
+    __slots__ = ("_count", "_lines", "_texts")
+
+    def __init__(self, texts: list[bytes], count: int) -> None:
+        """Take texts of lines, each without a line break at its end, and the number of lines in all of them."""
+        self._texts = texts
+        self._count = count
+        self._lines: list[str] | None = None
+
+    @classmethod
+    def of(cls, lines: list[str]) -> Self:
+        """Take single lines."""
+        made = cls(["\n".join(lines).encode()], len(lines))
+        made._lines = lines
+        return made
+
+    def __len__(self) -> int:
+        """Count the lines."""
+        return self._count
+
+    def lines(self) -> list[str]:
+        """Give the single lines."""
+        if self._lines is None:
+            self._lines = [line for text in self._texts for line in text.decode().split("\n")]
+        return self._lines
+
+    def part(self, start: int, stop: int) -> "Lines":
+        """Give the lines from one number up to another."""
+        whole = start <= 0 and stop >= self._count
+        return self if whole else Lines.of(self.lines()[start:stop])
+
+    def pack(self) -> bytes:
+        """Compress the lines into one gzip member: InfluxDB 3.0 to 3.7 read only the first of several."""
+        member = isal_zlib.compressobj(_COMPRESSION_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW_BITS)
+        pieces: list[bytes] = []
+        for text in self._texts:
+            if pieces:
+                pieces.append(member.compress(b"\n"))
+            pieces.append(member.compress(text))
+        pieces.append(member.flush())
+        return b"".join(pieces)
