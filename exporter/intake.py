@@ -199,11 +199,9 @@ class Intake:
             if isinstance(event, Rejection):
                 staged.rejections[index] = event
                 continue
-            if event_id is not None:
-                if event_id in known:
-                    self._repeat(event_id, staged)
-                    continue
-                known.add(event_id)
+            if event_id in known:
+                self._repeat(event_id, staged)
+                continue
             cell = find(
                 (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
             )
@@ -217,6 +215,8 @@ class Intake:
                 cell, raw = placed
                 if raw:
                     fresh.raw[len(fresh.events)] = raw
+            if event_id is not None:
+                known.add(event_id)
             fresh.events.append(event)
             fresh.ids.append(event_id)
             fresh.cells.append(cell)

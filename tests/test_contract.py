@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -439,6 +440,16 @@ async def test_an_unknown_action_may_be_rejected() -> None:
         assert (400, "unknown_action") == (alone.status, alone.json()["error"])
         assert {SET: 2} == await exporter.counters()
         assert 2.0 == await exporter.sample("capgo_exporter_events_total", outcome="rejected", reason="unknown_action")
+
+
+async def test_what_is_rejected_is_rejected_each_time() -> None:
+    """An event that is refused does not make its repeat in the same array a duplicate that is answered ok."""
+    unknown = {**EVENT, "action": "app_teleported", "timestamp": time.time_ns() // 1_000_000}
+    async with running({"unknown_actions": "reject"}) as exporter:
+        results = (await exporter.post([unknown, unknown, EVENT])).json()["results"]
+        assert ["error", "error", "ok"] == [result["status"] for result in results]
+        assert 2.0 == await exporter.sample("capgo_exporter_events_total", outcome="rejected", reason="unknown_action")
+        assert 0.0 == await exporter.sample("capgo_exporter_events_total", outcome="duplicate")
 
 
 @pytest.mark.parametrize(
