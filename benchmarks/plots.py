@@ -30,7 +30,7 @@ def bench(figures: Figures, path: Path) -> None:
         # The limit does nothing: beside it, all others would be short.
         rows = [row for row in kept if row["batch"] == batch and row["server"] != "limit"]
         above, below = (figure.add_subplot(2, len(batches), line * len(batches) + column + 1) for line in (0, 1))
-        _bars(above, rows, "events_per_second", f"Events a second, {batch} a POST{_limit(kept, batch)}")
+        _bars(above, rows, "events_per_second", f"Events/s, {batch} a POST{_limit(kept, batch)}")
         _bars(below, rows, "cpu_seconds_per_million", "CPU seconds per million events (less is better)")
     figure.subplots_adjust(left=0.1, right=0.97, top=0.82, bottom=0.04, wspace=0.42, hspace=0.4)
     save(figure, path)
@@ -38,7 +38,7 @@ def bench(figures: Figures, path: Path) -> None:
 
 def _limit(rows: Sequence[dict[str, Any]], batch: int) -> str:
     found = [row["events_per_second"] for row in rows if (row["server"], row["batch"]) == ("limit", batch)]
-    return f" (a server that does nothing: {number(float(f'{found[0]:.2g}'), 'short')})" if found else ""
+    return f" (doing nothing: {number(float(f'{found[0]:.2g}'), 'short')})" if found else ""
 
 
 def _bars(axes: Axes, rows: Sequence[dict[str, Any]], name: str, title: str) -> None:
