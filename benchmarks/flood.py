@@ -33,6 +33,7 @@ import aiohttp
 from aiohttp import web
 from isal import igzip
 
+from benchmarks.receiver import Receiver
 from exporter.actions import BY_NAME
 from exporter.derived.episodes import MAX_EPISODES
 from tests.support.exporter import ExporterProcess, influx_settings
@@ -160,7 +161,7 @@ def _bool(value: bool) -> str:  # noqa: FBT001 -- a JSON text
 # --- who watches ------------------------------------------------------------------------------------------------------
 
 
-class Influx:
+class Influx(Receiver):
     """Takes every point, and counts them and their series.
 
     Attributes:
@@ -170,27 +171,12 @@ class Influx:
 
     def __init__(self) -> None:
         """Know nothing yet."""
+        super().__init__()
         self.points = 0
         self.series: set[bytes] = set()
-        self._runner = web.AppRunner(self._app(), auto_decompress=False, access_log=None, shutdown_timeout=0.1)
 
-    async def start(self) -> str:
-        """Listen, and give the URL."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        host, port = self._runner.addresses[0][:2]
-        return f"http://{host}:{port}"
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        await self._runner.cleanup()
-
-    def _app(self) -> web.Application:
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_post("/api/v2/write", self._write)
-        return app
-
-    async def _write(self, request: web.Request) -> web.Response:
+    async def write(self, request: web.Request) -> web.Response:
+        """Answer a write, and note its points."""
         body = await request.read()
         await asyncio.to_thread(self._take, body)
         return web.Response(status=204)

@@ -23,6 +23,7 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
+from benchmarks.receiver import Receiver
 from tests.support.exporter import ExporterProcess, influx_settings, parse_samples
 from tests.support.ports import wait_for
 
@@ -37,7 +38,7 @@ FLAT: Final = 1.15
 """How much more than in the middle third the last one may have."""
 
 
-class Influx:
+class Influx(Receiver):
     """Takes points in the moods that it is in, and remembers each by its series and time.
 
     Attributes:
@@ -47,28 +48,13 @@ class Influx:
 
     def __init__(self) -> None:
         """Know nothing yet."""
+        super().__init__()
         self.points: set[int] = set()
         self.repeats = 0
         self.mood = "well"
-        self._runner = web.AppRunner(self._app(), auto_decompress=False, access_log=None, shutdown_timeout=0.1)
 
-    async def start(self) -> str:
-        """Listen, and give the URL."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        host, port = self._runner.addresses[0][:2]
-        return f"http://{host}:{port}"
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        await self._runner.cleanup()
-
-    def _app(self) -> web.Application:
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_post("/api/v2/write", self._write)
-        return app
-
-    async def _write(self, request: web.Request) -> web.Response:
+    async def write(self, request: web.Request) -> web.Response:
+        """Answer a write, and note its points."""
         body = await request.read()
         if self.mood == "gone" and request.transport is not None:
             request.transport.abort()
