@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,8 +12,10 @@ from pydantic import SecretStr
 
 from exporter.births import Births
 from exporter.bodies import BodyReader
+from exporter.chores import ChoreError, Chores
 from exporter.clock import Clock
 from exporter.connections import Connections
+from exporter.control import controlled
 from exporter.delivery import Delivery
 from exporter.derived.derivation import Derivation
 from exporter.derived.marks import line as mark_line
@@ -27,7 +29,7 @@ from exporter.journal.derived_records import MarkRow
 from exporter.journal.lock import DirectoryLock
 from exporter.malformed import HttpLog
 from exporter.operations import HealthHandler, MetricsHandler
-from exporter.points import PointEncoder
+from exporter.points import DiscreetEncoder, PointEncoder
 from exporter.privacy import IdPolicy, load_hash_key
 from exporter.releases_hook import ReleasesHandler
 from exporter.settings import Settings
@@ -55,6 +57,7 @@ class Exporter:
         http_log: where the servers log.
         drain: begins when the exporter stops; `/readyz` tells.
         derivation: works out derived figures; None if they are switched off.
+        is_alive: tells whether all background tasks go on; where a thread hangs, the answer does not come.
     """
 
     public: web.Application
@@ -63,6 +66,7 @@ class Exporter:
     http_log: logging.Logger
     drain: Drain
     derivation: Derivation | None
+    is_alive: Callable[[], Awaitable[bool]]
 
 
 @contextlib.asynccontextmanager
@@ -98,6 +102,7 @@ async def create_exporter(settings: Settings, clock: Clock | None = None) -> Asy
                 if derivation is not None:
                     await stack.enter_async_context(_running(tasks, _DERIVATION, derivation.run()))
                 delivery = await stack.enter_async_context(_delivering(settings, state, tasks))
+                await stack.enter_async_context(_controlled(settings, state, delivery))
                 yield _make_web(settings, state, intake, tasks, delivery, clock)
         finally:
             state.committer.stop()
@@ -139,7 +144,8 @@ def make_intake(
         legacy_download_fail=settings.legacy_download_fail,
         reject_when_full=settings.journal_max_bytes if settings.journal_full == "reject" else None,
     )
-    points = PointEncoder(
+    encoder = PointEncoder if settings.error_text == "keep" else DiscreetEncoder
+    points = encoder(
         device_ids=IdPolicy(settings.device_id, hash_key),
         custom_ids=IdPolicy(settings.custom_id, hash_key),
         max_event_age_seconds=settings.max_event_age,
@@ -184,6 +190,29 @@ async def _delivering(settings: Settings, state: State, tasks: Tasks) -> AsyncIt
         await writer.close()
 
 
+def _controlled(
+    settings: Settings, state: State, delivery: Delivery | None
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Let operators' commands change the journal."""
+
+    async def settle() -> None:
+        if delivery is not None:
+            await delivery.settle()
+
+    async def vacuum() -> None:
+        if not await state.committer.repairs.vacuum():
+            raise ChoreError(state.committer.repairs.error)
+
+    chores = Chores(
+        state.journal.path,
+        state.journal.reader(),
+        last_transaction=lambda: state.journal.totals.last_transaction,
+        write=state.committer.write,
+        settle=settle,
+    )
+    return controlled(settings.data_dir, chores, vacuum)
+
+
 def _make_web(
     settings: Settings,
     state: State,
@@ -224,8 +253,15 @@ def _make_web(
             await state.committer.write(Write(marks=[mark], lines=[mark_line(mark)]))
 
         operations.add_routes(releases_routes(ReleasesHandler(store, clock.wall_ms, releases_token)))
+
+    async def is_alive() -> bool:
+        await state.committer.answer()
+        if delivery is not None:
+            await delivery.answer()
+        return not tasks.ended()
+
     http_log = HttpLog(state.telemetry)
-    return Exporter(public, private, connections, http_log, drain, intake.derivation)
+    return Exporter(public, private, connections, http_log, drain, intake.derivation, is_alive)
 
 
 def _secret(value: SecretStr | None) -> str | None:

@@ -1,5 +1,6 @@
-"""The command line: `capgo-exporter serve`, `check-config` and `simulate`."""
+"""The command line: `capgo-exporter serve`, `check-config`, `simulate`, and the operator's commands."""
 
+import asyncio
 import os
 import sys
 from collections.abc import Callable
@@ -15,10 +16,16 @@ from exporter.journal.lock import LockedError
 from exporter.journal.opening import UnusableError
 from exporter.server import ListenError, serve
 from exporter.settings import SECRETS, Settings, variable
+from exporter.tools.connection import report_connection
+from exporter.tools.forget import forget
+from exporter.tools.journal import journal
+from exporter.tools.letters import dead_letters
+from exporter.tools.replay import replay
 
 EXIT_SETTINGS: Final = 2
 EXIT_LISTEN: Final = 3
 EXIT_DATA: Final = 4
+EXIT_REMOTE: Final = 5
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -75,15 +82,22 @@ def serve_command(**options: str | None) -> None:
 
 
 @main.command("check-config", epilog=_secrets_help())
+@click.option("--connect", is_flag=True, help="Try InfluxDB, too: write, read and delete a test point.")
 @_setting_options
-def check_config_command(**options: str | None) -> None:
+def check_config_command(*, connect: bool, **options: str | None) -> None:
     """Check the settings and say what would be used, secrets masked.
 
-    Exit codes: 0 the settings are right, 2 they are not.
+    Exit codes: 0 the settings are right, 2 they are not, 5 InfluxDB cannot be used.
     """
     settings = _load(options)
     for name, value in describe(settings):
         click.echo(f"{name}={value}")
+    if not connect:
+        return
+    if settings.influx_url is None:
+        _fail("EXPORTER_INFLUX_URL: not set, so there is nothing to connect to", EXIT_SETTINGS)
+    if not asyncio.run(report_connection(settings, lambda line: click.echo(line, err=True))):
+        sys.exit(EXIT_REMOTE)
 
 
 @main.command(
@@ -98,6 +112,10 @@ def simulate_command(context: click.Context, arguments: tuple[str, ...]) -> None
     from exporter.simulate.command import simulate  # noqa: PLC0415 -- the other commands start faster without it
 
     simulate.main(list(arguments), prog_name=context.command_path)
+
+
+for _command in (journal, dead_letters, replay, forget):
+    main.add_command(_command)
 
 
 def _load(options: dict[str, str | None]) -> Settings:

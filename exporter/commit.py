@@ -109,7 +109,8 @@ class Committer:
     async def write(self, write: Write) -> None:
         """Store something with the next transaction.
 
-        What has to be stored exactly once, as dead letters have, waits until it is known whether it is.
+        What has to be stored exactly once, as dead letters and an operator's edits have, waits until it is known
+        whether it is.
 
         Raises:
             NotStoredError: if it is not stored, or may not be.
@@ -137,6 +138,10 @@ class Committer:
             self._calm.cancel()
         await self.repairs.wait()
 
+    async def answer(self) -> None:
+        """Return once the journal's thread has answered; one that hangs, at a disk that does, never does."""
+        await self._in_thread(lambda: None)
+
     def stop(self) -> None:
         """Let `run` return once everything staged is stored."""
         self.repairs.stop()
@@ -158,7 +163,7 @@ class Committer:
         try:
             committed = await self._in_thread(self._journal.commit, transaction)
         except CommitFailedError as error:
-            doubtful = [done for write, done in writes if write.delivered and not error.is_certain]
+            doubtful = [done for write, done in writes if (write.delivered or write.edits) and not error.is_certain]
             self._discard(group, [done for _, done in writes if done not in doubtful], error)
             is_stored = False
             try:
@@ -208,6 +213,7 @@ class Committer:
             transaction.dead_letters += write.dead_letters
             transaction.lines = [*transaction.lines, *write.lines] if write.lines else transaction.lines
             marks += write.marks
+            transaction.edits += write.edits
         transaction.expired_series = [series.series_id for series in expired]
         transaction.expired_events = sum(series.value for series in expired if series.family is EVENTS)
         if self._derived is not None:
@@ -237,7 +243,7 @@ class Committer:
         if self._derived is not None and transaction.derived is not None:
             self._derived.show(group.derived, transaction.derived)
         self._telemetry.events["accepted", ""].inc(group.events)
-        if transaction.lines:
+        if transaction.lines or transaction.edits:
             self.on_stored()
 
     def _discard(self, group: Group, writes: list[asyncio.Future[None]], error: BaseException) -> None:

@@ -73,6 +73,7 @@ class Delivery:
         self._not_before = 0.0
         self._draining = asyncio.Event()
         self._failing = ""
+        self._under_way: dict[asyncio.Task[None] | None, asyncio.Event] = {}
         self.failure: str | None = None
         committer.on_stored = self._stored.set
         telemetry.delivery_set_aside.set_function(self._shelf.count_aside)
@@ -91,10 +92,19 @@ class Delivery:
                 )
                 tasks.create_task(self._work(sender))
 
+    async def answer(self) -> None:
+        """Return once delivery's thread has answered; everything else that delivery waits for has a bound."""
+        await self._in_thread(lambda: None)
+
     def drain(self) -> None:
         """Let `run` return when nothing is left to send; a failing delivery makes one more attempt."""
         self._draining.set()
         self._stored.set()
+
+    async def settle(self) -> None:
+        """Wait until everything that was read from the journal before now is delivered, refused or put back."""
+        for done in list(self._under_way.values()):
+            await done.wait()
 
     def close(self) -> None:
         """Close the reader, after `run` has ended."""
@@ -104,17 +114,37 @@ class Delivery:
     async def _work(self, sender: Sender) -> None:
         with contextlib.suppress(GaveUpError):
             while (taken := await self._take()) is not None:
-                batch, rows = taken
-                report = Report()
-                lines = await self._in_thread(_read_lines, rows, report)
                 try:
-                    patience = PATIENCE if batch.failures is None else 1
-                    await sender.send(lines, report, most=batch.points, patience=patience)
-                except StuckError as stuck:
-                    self._shelve(batch, rows, stuck)
-                    continue
-                await self._remove(rows, report)
-                self._count(report)
+                    await self._send(sender, *taken)
+                finally:
+                    self._end()
+
+    async def _send(self, sender: Sender, batch: Batch, rows: list[PointsRow]) -> None:
+        report = Report()
+        lines = await self._in_thread(_read_lines, rows, report)
+        try:
+            patience = PATIENCE if batch.failures is None else 1
+            await sender.send(lines, report, most=batch.points, patience=patience)
+        except StuckError as stuck:
+            self._shelve(batch, rows, stuck)
+            return
+        await self._remove(rows, report)
+        self._count(report)
+
+    async def _read_noted(self) -> tuple[Batch, list[PointsRow]] | None:
+        """Read what is next, and note that this sender has it under way, for `settle`."""
+        self._under_way[asyncio.current_task()] = asyncio.Event()
+        taken = None
+        try:
+            taken = await self._read_next()
+        finally:
+            if taken is None:
+                self._end()
+        return taken
+
+    def _end(self) -> None:
+        """Note that this sender is done with what it read."""
+        self._under_way.pop(asyncio.current_task()).set()
 
     def _shelve(self, batch: Batch, rows: list[PointsRow], stuck: StuckError) -> None:
         """Let others have their turn before a batch that failed; its points stay in the journal."""
@@ -134,7 +164,7 @@ class Delivery:
                 self._stored.clear()
                 repairs = self._committer.repairs.done
                 try:
-                    taken = await self._read_next()
+                    taken = await self._read_noted()
                 except sqlite3.Error as error:
                     self._telemetry.journal_read_failures.inc()
                     if str(error) != self._read_error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from exporter.derived.staged import Staged
 from exporter.journal.derived_records import MarkRow
-from exporter.journal.records import Birth, DeadLetter
+from exporter.journal.records import Birth, DeadLetter, Edit
 from exporter.series import Series
 
 
@@ -55,6 +55,7 @@ class Write:
         dead_letters: lines that InfluxDB refuses.
         marks: releases that somebody marked.
         lines: points.
+        edits: what an operator changes.
     """
 
     births: list[tuple[Series, Birth]] = field(default_factory=list)
@@ -63,3 +64,4 @@ class Write:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     marks: list[MarkRow] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)

@@ -21,6 +21,9 @@ Raw = tuple[tuple[str, str], ...]
 
 _Profile = tuple[str | int | None, ...]
 
+_ERROR_TEXTS: Final = frozenset({"message", "source", "href", "stack"})
+"""Metadata keys under which the plugin sends the texts of errors, which may hold anything."""
+
 
 class _Texts(NamedTuple):
     """What the lines of one device have in common: fields in alphabetical order, as they stand in the line.
@@ -185,6 +188,17 @@ class PointEncoder:
             "" if duration is None else f",duration_ms={format_float(duration)}",
             f',metadata="{quote(clean(text))}"',
         )
+
+
+class DiscreetEncoder(PointEncoder):
+    """Leaves the texts of errors out; a class of its own, so that keeping them costs nothing."""
+
+    def _common(self, event: Event, write: Callable[[str], str]) -> _Texts:
+        return super()._common(msgspec.structs.replace(event, message=None), write)
+
+    def _details(self, metadata: dict[str, str]) -> tuple[str, str]:
+        kept = {key: text for key, text in metadata.items() if key not in _ERROR_TEXTS}
+        return super()._details(kept) if kept else ("", "")
 
 
 class _Shortener:

@@ -38,6 +38,28 @@ class IdPolicy:
         return value if self._rule == "keep" else self._digest(value)
 
 
+def stored_ids(device_id: str, key: bytes | None) -> tuple[str, ...]:
+    """Give every form in which a device's id may be stored: kept or hashed, whatever the rule is now.
+
+    Args:
+        device_id: the id, in upper or lower case.
+        key: the key of the HMAC; None: there is none, so that no id was hashed.
+    """
+    plain = dict.fromkeys((device_id.lower(), device_id))
+    hashed = () if key is None else (IdPolicy("hash", key).apply(device_id.lower()),)
+    return (*plain, *hashed)
+
+
+def read_hash_key(data_dir: Path, configured: str | None) -> bytes | None:
+    """Give the HMAC key without making one; None if there is none.
+
+    Raises:
+        OSError: if there is one that cannot be read.
+    """
+    path = data_dir / _KEY_FILE
+    return load_hash_key(data_dir, configured) if configured is not None or path.exists() else None
+
+
 def load_hash_key(data_dir: Path, configured: str | None) -> bytes:
     """Give the HMAC key: the configured one, else the one kept in the data directory, which is made at the first start.
 

@@ -24,6 +24,7 @@ class Repairs:
 
     Attributes:
         done: how many repairs are done.
+        error: why the last one failed; empty if it did not.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Repairs:
         self._salvage: Salvage | None = None
         self._not_before = -AGAIN_SECONDS
         self._is_stopping = False
-        self._error = ""
+        self.error = ""
 
     async def run(self, known: int) -> bool:
         """Repair the journal, or wait for the repair that is under way; tells whether it is done.
@@ -65,6 +66,19 @@ class Repairs:
             self._task.add_done_callback(self._end)
         return await asyncio.shield(self._task)
 
+    async def vacuum(self) -> bool:
+        """Put what the journal holds into a new file, so that it takes no more room than it needs.
+
+        Returns:
+            Whether it is done; `error` says why not.
+        """
+        if self._task is not None or self._is_stopping:
+            self.error = "the journal is being repaired, or the exporter stops"
+            return False
+        self._task = asyncio.create_task(self._repair(is_asked_for=True))
+        self._task.add_done_callback(self._end)
+        return await asyncio.shield(self._task)
+
     def stop(self) -> None:
         """Give up the repair that is under way, unless it is nearly done; no other begins."""
         self._is_stopping = True
@@ -79,7 +93,7 @@ class Repairs:
     def _end(self, _: object) -> None:
         self._task = None
 
-    async def _repair(self) -> bool:
+    async def _repair(self, *, is_asked_for: bool = False) -> bool:
         self._salvage = salvage = Salvage(self._journal.path)
         started = self._monotonic()
         loop = asyncio.get_running_loop()
@@ -88,19 +102,23 @@ class Repairs:
             await asyncio.to_thread(_copy, salvage, until)
             salvaged = await loop.run_in_executor(self._thread, self._journal.adopt, salvage)
         except (sqlite3.Error, OSError, SalvageError) as error:
-            self._not_before = self._monotonic() + AGAIN_SECONDS
-            if str(error) != self._error and not self._is_stopping:
+            if not is_asked_for:
+                self._not_before = self._monotonic() + AGAIN_SECONDS
+            if str(error) != self.error and not self._is_stopping and not is_asked_for:
                 log.error("the damaged journal cannot be repaired now; it is tried again", error=str(error))  # noqa: TRY400 -- no trace for people
-            self._error = str(error)
+            self.error = str(error)
             await loop.run_in_executor(self._thread, self._journal.end_salvage)
             return False
         finally:
             self._salvage = None
             with contextlib.suppress(OSError, sqlite3.Error):
                 await asyncio.to_thread(salvage.discard)
-        self._error = ""
+        self.error = ""
         self.done += 1
-        report_repair(self._telemetry, salvaged, seconds=round(self._monotonic() - started, 3))
+        if not is_asked_for or salvaged.lost_points or salvaged.lost_dead_letter_points:
+            report_repair(self._telemetry, salvaged, seconds=round(self._monotonic() - started, 3))
+        elif salvaged.kept is not None:
+            salvaged.kept.unlink(missing_ok=True)
         return True
 
 

@@ -16,6 +16,7 @@ from exporter import __version__
 from exporter.app import Exporter, create_exporter
 from exporter.configuration import mask_url
 from exporter.connections import allow_files
+from exporter.notify import ServiceManager
 from exporter.settings import Settings, split_address
 
 FORCED_EXIT_CODE: Final = 130
@@ -59,7 +60,9 @@ async def serve(settings: Settings) -> None:
                 influxdb=None if settings.influx_url is None else mask_url(settings.influx_url),
                 version=__version__,
             )
-            await stop.wait()
+            manager = ServiceManager.from_environment(os.environ, os.getpid())
+            async with manager.running(f"listening on {_url(public)}", exporter.is_alive):
+                await stop.wait()
             exporter.drain.begun = True
             log.info("stopping; a second signal ends the process at once")
     log.info("stopped")

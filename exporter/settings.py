@@ -116,6 +116,10 @@ class Settings(BaseModel):
     )
     custom_id: Privacy = Field("hash", description="What InfluxDB gets of a device's custom id.")
     device_id: Privacy = Field("keep", description="What InfluxDB gets of the random install id.")
+    error_text: Literal["keep", "drop"] = Field(
+        "keep",
+        description="What InfluxDB gets of errors' texts: `message`; metadata `message`, `source`, `href`, `stack`.",
+    )
     hash_key: SecretStr | None = Field(
         None, description="Key for `hash`; unset: made once, kept in the data directory."
     )

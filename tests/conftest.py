@@ -42,8 +42,13 @@ DEBIAN_PACKAGES = {
     "amtool": "prometheus-alertmanager",
     "victoria-metrics": "victoria-metrics",
     "nginx": "nginx",
+    "caddy": "caddy",
+    "kubectl": "kubernetes-client",
+    "openssl": "openssl",
     "node": "nodejs",
     "npm": "npm",
+    "strace": "strace",
+    "systemd-analyze": "systemd",
     "wrk": "wrk",
 }
 FIXTURE_COMMANDS = {

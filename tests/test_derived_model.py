@@ -980,5 +980,5 @@ class Play:
 
 def _copied(data_dir: Path, to: Path) -> Path:
     """Copy the files of an exporter that runs, and leaves them alone at the moment."""
-    shutil.copytree(data_dir, to)
+    shutil.copytree(data_dir, to, ignore=shutil.ignore_patterns("*.sock"))
     return to

@@ -2,13 +2,15 @@
 
 import hashlib
 import hmac
+import json
 import stat
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from exporter.privacy import IdPolicy, load_hash_key
+from exporter.privacy import IdPolicy, load_hash_key, read_hash_key, stored_ids
 from tests.support.inprocess import running
 
 EVENT = {
@@ -82,6 +84,32 @@ async def test_points_hold_what_the_settings_allow(settings: dict[str, Any], exp
         await exporter.post(EVENT)
         (point,) = exporter.points()
         assert expected == {name: point.fields[name] for name in ("device_id", "custom_id") if name in point.fields}
+
+
+@pytest.mark.parametrize("rule", ["keep", "drop"])
+async def test_texts_of_errors_are_kept_or_dropped(rule: str) -> None:
+    """`drop` takes them, and nothing else, out of points; what an event is recognised by stays the same."""
+    texts = {"message": "m", "source": "s", "href": "h", "stack": "t"}
+    event = {**EVENT, "timestamp": time.time_ns() // 1_000_000, "message": "m", "metadata": {**texts, "line": "7"}}
+    async with running({"error_text": rule, "hash_key": "key"}) as exporter:
+        await exporter.post(event)
+        await exporter.post({**event, "metadata": {**texts, "line": "7", "stack": "another"}})
+        await exporter.post(event)
+        await exporter.post({**EVENT, "metadata": texts})
+        points = exporter.points()
+    kept = texts if rule == "keep" else {}
+    found = [json.loads(str(point.fields.get("metadata", "{}"))) for point in points]
+    assert [{**kept, "line": "7"}, {**kept, "line": "7"} | ({"stack": "another"} if kept else {}), kept] == found
+    assert (["m", "m", None] if kept else [None] * 3) == [point.fields.get("message") for point in points]
+
+
+def test_every_form_of_an_id_is_known(tmp_path: Path) -> None:
+    """In lower case, as it was given, and hashed, if there is a key; none is made to look for it."""
+    assert None is read_hash_key(tmp_path, None)
+    assert [] == list(tmp_path.iterdir())
+    assert (DEVICE, DEVICE.upper()) == stored_ids(DEVICE.upper(), None)
+    assert (DEVICE, digest("key", DEVICE)) == stored_ids(DEVICE, read_hash_key(tmp_path, "key"))
+    assert load_hash_key(tmp_path, None) == read_hash_key(tmp_path, None)
 
 
 async def test_a_hash_outlives_a_restart(tmp_path: Path) -> None:

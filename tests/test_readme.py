@@ -13,7 +13,7 @@ from tests.support.tables import table_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted(path for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")))
+DOCUMENTS = sorted((*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.md")))
 
 
 def code_blocks(language: str) -> list[str]:
@@ -79,9 +79,10 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [] == missing
 
 
-def test_make_targets_of_the_readme_exist() -> None:
-    """Every `make` target that the README names is in the Makefile."""
+def test_make_targets_of_the_documents_exist() -> None:
+    """Every `make` target that the README and CONTRIBUTING.md name is in the Makefile."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
+    texts = [README, (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")]
+    named = {name for text in texts for name in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)}
     assert named
     assert set() == named - targets

@@ -42,6 +42,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [
     ("EXPORTER_RELEASES_TOKEN", None, "s3cret-5", SecretStr("s3cret-5")),
     ("EXPORTER_CUSTOM_ID", "hash", "drop", "drop"),
     ("EXPORTER_DEVICE_ID", "keep", "hash", "hash"),
+    ("EXPORTER_ERROR_TEXT", "keep", "drop", "drop"),
     ("EXPORTER_HASH_KEY", None, "s3cret-3", SecretStr("s3cret-3")),
     ("EXPORTER_UNKNOWN_ACTIONS", "accept", "reject", "reject"),
     ("EXPORTER_LEGACY_DOWNLOAD_FAIL", "keep", "drop", "drop"),

@@ -56,6 +56,54 @@ class DeadLetter:
 
 
 @dataclass(slots=True)
+class Retry:
+    """Dead letters that wait for InfluxDB again.
+
+    Attributes:
+        letters: their ids; those that are not there, and damaged ones, are passed over.
+        points: how many points wait again, once it is stored.
+    """
+
+    letters: list[int]
+    points: int = 0
+
+
+@dataclass(slots=True)
+class Discard:
+    """Dead letters that are deleted.
+
+    Attributes:
+        letters: their ids; those that are not there are passed over.
+        points: how many points are gone, once it is stored.
+    """
+
+    letters: list[int]
+    points: int = 0
+
+
+@dataclass(slots=True)
+class Forget:
+    """A device whose points are deleted.
+
+    Attributes:
+        ids: its ids, as they stand in lines.
+        groups: numbers of groups that may hold some; those that are not there are passed over.
+        letters: ids of dead letters that may hold some; the same.
+        points: how many waiting points are gone, once it is stored.
+        dead_letter_points: the same of dead letters.
+    """
+
+    ids: tuple[str, ...]
+    groups: list[int] = field(default_factory=list)
+    letters: list[int] = field(default_factory=list)
+    points: int = 0
+    dead_letter_points: int = 0
+
+
+Edit = Retry | Discard | Forget
+
+
+@dataclass(slots=True)
 class Transaction:
     """Everything that is stored together or not at all.
 
@@ -72,6 +120,7 @@ class Transaction:
         delivered: numbers of groups that InfluxDB has.
         dead_letters: lines that InfluxDB refuses.
         derived: changes of the derived state; None if there are none.
+        edits: what an operator changes.
     """
 
     number: int
@@ -86,6 +135,7 @@ class Transaction:
     delivered: list[int] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     derived: DerivedChanges | None = None
+    edits: list[Edit] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -120,6 +170,7 @@ class Committed:
     Attributes:
         totals: the journal's totals after it.
         gone: numbers of the groups that left the journal.
+        rewritten: numbers of the groups that hold less by an operator's edits.
         delivered_points: points that left the journal because InfluxDB has them, dead letters included.
         dropped_points: points dropped because the journal was full.
         dropped_dead_letter_points: points dropped because there were too many dead letters.
@@ -127,6 +178,7 @@ class Committed:
 
     totals: Totals
     gone: list[int] = field(default_factory=list)
+    rewritten: list[int] = field(default_factory=list)
     delivered_points: int = 0
     dropped_points: int = 0
     dropped_dead_letter_points: int = 0

@@ -110,11 +110,12 @@ class Salvage:
         _sync(self._new)
         self._copied_until = until
 
-    def finish(self, gone: Iterable[int]) -> Salvaged:
+    def finish(self, gone: Iterable[int], rewritten: Iterable[int] = ()) -> Salvaged:
         """Copy everything else, and put the new file in place; nothing else may have the old one open.
 
         Args:
             gone: numbers of groups that were deleted since `begin`.
+            rewritten: numbers of groups that an operator's edits changed since.
 
         Raises:
             SalvageError: if it was stopped, if something is damaged that has to be copied whole, or if somebody reads
@@ -126,7 +127,9 @@ class Salvage:
         target.execute("ATTACH DATABASE ? AS damaged", (str(self._path),))
         target.execute("BEGIN")
         with closing(_connect(self._path)) as source:
-            target.executemany("DELETE FROM points WHERE number = ?", ((number,) for number in gone))
+            target.executemany("DELETE FROM points WHERE number = ?", ((number,) for number in (*gone, *rewritten)))
+            for number in rewritten:
+                self._copy(POINTS, source, target, number, number)
             self._copy(POINTS, source, target, self._copied_until + 1, _highest(target, _LAST_TRANSACTION))
             self._copy(DEAD_LETTERS, source, target, 1, _highest(target, _LAST_DEAD_LETTER))
         for table in _WHOLE_TABLES:

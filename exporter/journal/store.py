@@ -11,6 +11,7 @@ from exporter.journal.codec import compress
 from exporter.journal.damage import is_damage
 from exporter.journal.derived_records import RestoredDerived
 from exporter.journal.derived_store import FORGET_DERIVED, read_derived, write_derived
+from exporter.journal.edits import ROW_OVERHEAD_BYTES, Edited, apply_edits
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import Committed, Totals, Transaction
 from exporter.journal.salvage import Salvage, Salvaged
@@ -18,7 +19,6 @@ from exporter.journal.schema import connect
 from exporter.journal.totals import oldest_point_ms, read_totals
 
 MAX_DEAD_LETTER_BYTES: Final = 64 << 20
-_ROW_OVERHEAD_BYTES: Final = 32
 _ID_ROWS_SLACK: Final = 65_536
 _OLDEST_POINTS: Final = "SELECT number, bytes FROM points ORDER BY number LIMIT 64"
 _OLDEST_DEAD_LETTERS: Final = "SELECT id, bytes FROM dead_letters ORDER BY id LIMIT 64"
@@ -61,6 +61,7 @@ class Journal:
         self._max_event_ids = max_event_ids
         self._readers: list[JournalReader] = []
         self._gone: list[int] | None = None
+        self._rewritten: list[int] = []
 
     @property
     def totals(self) -> Totals:
@@ -88,6 +89,7 @@ class Journal:
         self._totals = committed.totals
         if self._gone is not None:
             self._gone += committed.gone
+            self._rewritten += committed.rewritten
         return committed
 
     def reader(self) -> JournalReader:
@@ -97,12 +99,12 @@ class Journal:
         return reader
 
     def begin_salvage(self) -> int:
-        """Remember from now on which groups are deleted, for `adopt`, or until `end_salvage`.
+        """Remember from now on which groups are deleted or rewritten, for `adopt`, or until `end_salvage`.
 
         Returns:
             The number of the last transaction: no group up to it will be added.
         """
-        self._gone = []
+        self._gone, self._rewritten = [], []
         return self._totals.last_transaction
 
     def end_salvage(self) -> None:
@@ -122,7 +124,7 @@ class Journal:
         with contextlib.ExitStack() as stack:
             for reader in self._readers:
                 stack.enter_context(reader.closed())
-            salvaged = salvage.finish(gone)
+            salvaged = salvage.finish(gone, self._rewritten)
         self._totals = salvaged.totals
         return salvaged
 
@@ -192,15 +194,10 @@ class Journal:
         self._write_event_ids(connection, transaction, totals)
         if transaction.derived is not None:
             write_derived(connection, transaction.number, transaction.derived)
-        if transaction.lines:
-            lines = compress(transaction.lines)
-            size = len(lines) + _ROW_OVERHEAD_BYTES
-            row = (transaction.number, transaction.now_ms, len(transaction.lines), size, lines)
-            connection.execute("INSERT INTO points VALUES (?, ?, ?, ?, ?)", row)
-            totals.points += len(transaction.lines)
-            totals.bytes += size
+        edited = apply_edits(connection, transaction.edits, totals) if transaction.edits else Edited()
+        _write_points(connection, transaction, edited.lines, totals)
         delivered = _delete_points(connection, transaction.delivered, totals)
-        gone = list(transaction.delivered)
+        gone = [*transaction.delivered, *edited.gone]
         dropped_dead_letters = _write_dead_letters(connection, transaction, totals)
         dropped = 0
         while self._max_bytes is not None and totals.bytes > self._max_bytes and totals.points:
@@ -221,7 +218,7 @@ class Journal:
                 totals.dead_letter_bytes,
             ),
         )
-        return Committed(totals, gone, delivered, dropped, dropped_dead_letters)
+        return Committed(totals, gone, edited.rewritten, delivered, dropped, dropped_dead_letters)
 
     def _write_event_ids(self, connection: sqlite3.Connection, transaction: Transaction, totals: Totals) -> None:
         if transaction.event_ids:
@@ -254,6 +251,18 @@ def _write_series(connection: sqlite3.Connection, transaction: Transaction) -> N
         connection.executemany("DELETE FROM series WHERE series_id = ?", [(key,) for key in transaction.expired_series])
 
 
+def _write_points(connection: sqlite3.Connection, transaction: Transaction, more: list[str], totals: Totals) -> None:
+    lines = [*transaction.lines, *more] if more else transaction.lines
+    if not lines:
+        return
+    compressed = compress(lines)
+    size = len(compressed) + ROW_OVERHEAD_BYTES
+    row = (transaction.number, transaction.now_ms, len(lines), size, compressed)
+    connection.execute("INSERT INTO points VALUES (?, ?, ?, ?, ?)", row)
+    totals.points += len(lines)
+    totals.bytes += size
+
+
 def _delete_points(connection: sqlite3.Connection, numbers: list[int], totals: Totals) -> int:
     deleted = 0
     for number in numbers:
@@ -269,7 +278,7 @@ def _delete_points(connection: sqlite3.Connection, numbers: list[int], totals: T
 def _write_dead_letters(connection: sqlite3.Connection, transaction: Transaction, totals: Totals) -> int:
     for letter in transaction.dead_letters:
         lines = compress(letter.lines)
-        size = len(lines) + _ROW_OVERHEAD_BYTES
+        size = len(lines) + ROW_OVERHEAD_BYTES
         connection.execute(
             "INSERT INTO dead_letters (now_ms, count, bytes, reason, error, lines) VALUES (?, ?, ?, ?, ?, ?)",
             (transaction.now_ms, len(letter.lines), size, letter.reason, letter.error, lines),

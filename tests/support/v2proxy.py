@@ -1,8 +1,12 @@
-"""`/api/v2/write` in front of InfluxDB 1.6, which does not have it yet.
+"""`/api/v2/write` in front of InfluxDB 1.6, which does not have it yet; and, to be taken for 2.x, `/api/v2/delete`.
 
 InfluxDB 1.8 took the endpoint over from 2.x: bucket for database, token for password, and its own names for precisions.
 Source: https://docs.influxdata.com/influxdb/v1/tools/api/#influxdb-2x-api-compatibility-endpoints
 """
+
+import json
+import re
+from datetime import UTC, datetime
 
 import aiohttp
 from aiohttp import web
@@ -13,6 +17,7 @@ from tests.support.webserver import WebServer, drop_connection
 
 _PRECISIONS = {"ns": "n", "us": "u", "ms": "ms", "s": "s"}
 _PASSED_ON = ("Content-Encoding", "Content-Type", "User-Agent")
+_CONDITION = re.compile(r'"?(\w+)"?="((?:[^"\\]|\\.)*)"')
 # These belong to one connection, or are made anew from the body.
 _NOT_PASSED_BACK = frozenset({"connection", "content-length", "date", "keep-alive", "transfer-encoding"})
 
@@ -24,6 +29,7 @@ class V2Proxy(WebServer):
 
     Attributes:
         writes: How many requests came to `/api/v2/write`, refused ones too.
+        version: The version that it says it is, as `v2.7.1`; empty: that of the InfluxDB behind it.
         gzip_errors: What was wrong with bodies that were not one gzip member; a test wants this empty.
     """
 
@@ -34,11 +40,14 @@ class V2Proxy(WebServer):
         self._authorization = f"Token {token}"
         self._session: aiohttp.ClientSession | None = None
         self.writes = 0
+        self.version = ""
         self.gzip_errors: list[str] = []
 
     def build(self, app: web.Application) -> None:
         """Add the three endpoints a 2.x client uses for writing."""
         app.router.add_post("/api/v2/write", self._write)
+        app.router.add_post("/api/v2/delete", self._delete)
+        app.router.add_post("/query", self._query)
         app.router.add_get("/ping", self._ping)
         app.router.add_get("/health", self._health)
 
@@ -71,7 +80,37 @@ class V2Proxy(WebServer):
         return await self._pass(request, "POST", "/write", params, body)
 
     async def _ping(self, request: web.Request) -> web.Response:
-        return await self._pass(request, "GET", "/ping", {}, b"")
+        answer = await self._pass(request, "GET", "/ping", {}, b"")
+        if self.version:
+            answer.headers["X-Influxdb-Version"] = self.version
+        return answer
+
+    async def _query(self, request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != self._authorization:
+            return recordings.unauthorized().as_response()
+        body = await request.read()
+        return await self._pass(request, "POST", "/query", dict(request.query), body)
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        """Delete as 2.x does: from start to stop, both included, what the predicate matches.
+
+        Source: influxdata/influxdb, branch main-2.x, http/delete_handler.go.
+        """
+        if request.headers.get("Authorization") != self._authorization:
+            return recordings.unauthorized().as_response()
+        asked = json.loads(await request.read())
+        conditions = [_CONDITION.fullmatch(part) for part in asked["predicate"].split(" AND ")]
+        assert None not in conditions, asked
+        pairs = {match[1]: match[2] for match in conditions if match is not None}
+        measurement = pairs.pop("_measurement")
+        where = [f"\"{key}\" = '{value}'" for key, value in pairs.items()]
+        where += [f"time >= {_nanoseconds(asked['start'])}", f"time <= {_nanoseconds(asked['stop'])}"]
+        statement = f'DELETE FROM "{measurement}" WHERE {" AND ".join(where)}'  # noqa: S608 -- the test's own
+        params = {"db": request.query.get("bucket", ""), "q": statement}
+        answer = await self._pass(request, "POST", "/query", params, b"")
+        if answer.headers.get("Content-Encoding") == "gzip" and isinstance(answer.body, bytes):
+            assert b"error" not in gunzip_one_member(answer.body), statement
+        return web.Response(status=204)
 
     async def _health(self, request: web.Request) -> web.Response:
         ping = await self._pass(request, "GET", "/ping", {}, b"")
@@ -92,3 +131,9 @@ class V2Proxy(WebServer):
                 return web.Response(status=answer.status, headers=passed_back, body=content)
         except aiohttp.ClientError:
             return drop_connection(request)
+
+
+def _nanoseconds(time: str) -> int:
+    seconds, _, fraction = time.removesuffix("Z").partition(".")
+    whole = datetime.strptime(seconds, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()
+    return int(whole) * 1_000_000_000 + int(fraction.ljust(9, "0"))

@@ -1,0 +1,1 @@
+"""The operator's commands: looking into a journal, mending what was refused, replaying, forgetting a device."""
