@@ -1,0 +1,1 @@
+"""What `deploy/kubernetes` has of Prometheus's rules and Grafana's dashboards."""

@@ -1,0 +1,137 @@
+"""Three exporters behind a real nginx: they add up, a rolling restart loses nothing, and what counts twice."""
+
+import json
+import re
+import subprocess
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import StartPrometheus, V2InfluxDB
+from tests.support.exporter import EVENTS_TOTAL, CounterKey
+from tests.support.kills import by_series, nonzero_counters, points, sample
+from tests.support.ports import wait_for
+from tests.support.prometheus import Series
+from tests.support.proxies import Phone
+from tests.support.replicas import REPLICAS, Cluster, Reporter, at_work, cluster, reporters
+
+PROMETHEUS: Final = Path(__file__).parents[1] / "prometheus"
+# Those that take longest are left out: spike, usual, no-events.
+CASES: Final = ("downloads", "health", "likely", "recording")
+_COUNTER: Final = re.compile(r"capgo_\w+_(total|bucket|count|sum)\{")
+
+
+@pytest.mark.server("nginx", "openssl")
+async def test_a_rolling_restart_loses_nothing_and_doubles_nothing(
+    v2_influxdb: V2InfluxDB, prometheus_server: StartPrometheus, tmp_path: Path
+) -> None:
+    """Under load each exporter is stopped and started: exporters, Prometheus and InfluxDB have each event once."""
+    env = {**v2_influxdb.settings, "EXPORTER_SCRAPE_INTERVAL": "1s"}
+    async with cluster(tmp_path / "cluster", env) as replicas, reporters(replicas.proxy, 4, seed=1) as devices:
+        prometheus = await prometheus_server([exporter.url for exporter in replicas.exporters])
+        async with at_work(devices):
+            for exporter in replicas.exporters:
+                await exporter.restart(same_port=True)
+            await prometheus.wait_up()
+        events = [event for device in devices for event in device.device.acknowledged]
+        expected = by_series(events)
+        assert expected == await replicas.counted()
+        assert {200, 502} >= {status for device in devices for status in device.statuses}
+        for exporter in replicas.exporters:
+            assert await nonzero_counters(exporter)
+
+        async def prometheus_has_all() -> bool:
+            return expected == _rises(await prometheus.raw_samples(EVENTS_TOTAL))
+
+        await wait_for(prometheus_has_all, 20, "Prometheus to have seen every series rise by its events")
+
+        async def journals_are_empty() -> bool:
+            waiting = [await sample(exporter, "capgo_exporter_journal_points") for exporter in replicas.exporters]
+            return [0.0] * REPLICAS == waiting
+
+        await wait_for(journals_are_empty, 30, "the journals to be empty")
+        assert len(points(events)) == await v2_influxdb.server.count("capgo_stats", "count")
+
+
+@pytest.mark.server("nginx", "openssl")
+async def test_what_is_sent_again_counts_twice_only_on_another_exporter(
+    v2_influxdb: V2InfluxDB, tmp_path: Path
+) -> None:
+    """A batch sent again is known if its address or its shard is the same; else it counts twice, but is one point."""
+    async with (
+        cluster(tmp_path / "cluster", v2_influxdb.settings) as replicas,
+        reporters(replicas.proxy, 60, seed=2) as devices,
+    ):
+        phones = [device.phone for device in devices]
+        elsewhere = phones[2:] + phones[:2]
+        assert 0 == await _sent_again(replicas, devices, phones)
+        assert 0 == await _sent_again(replicas, devices[1::2], elsewhere)
+        # Each third time it is the same exporter by chance; which ones depends on the exporters' ports.
+        assert 0 < await _sent_again(replicas, devices[0::2], elsewhere) < 30
+        events = [event for device in devices for event in device.device.acknowledged]
+
+        async def all_are_written() -> bool:
+            return len(points(events)) == await v2_influxdb.server.count("capgo_stats", "count")
+
+        await wait_for(all_are_written)
+
+
+@pytest.mark.server("promtool")
+@pytest.mark.parametrize("name", CASES)
+def test_rules_and_alerts_hold_over_three_exporters(name: str, tmp_path: Path) -> None:
+    """The rules' own tests, with each series on one of three exporters and 0 on the others, give the same answers."""
+    path = PROMETHEUS / "rules-tests" / f"{name}.yml"
+    document: dict[str, Any] = YAML(typ="safe").load(path)
+    document["rule_files"] = [str((path.parent / file).resolve()) for file in document["rule_files"]]
+    spread = 0
+    for case in document["tests"]:
+        series = [each for one in case.get("input_series", []) for each in _spread(one)]
+        spread += sum("replica-" in each["series"] for each in series)
+        case["input_series"] = series
+    assert spread > 0
+    changed = tmp_path / path.name
+    changed.write_text(json.dumps(document))
+    result = subprocess.run(["promtool", "test", "rules", changed], capture_output=True, text=True, check=False)
+    assert 0 == result.returncode, result.stdout + result.stderr
+
+
+async def _sent_again(replicas: Cluster, devices: Sequence[Reporter], phones: Sequence[Phone]) -> int:
+    """Let each device send an event, and send it again from another phone's address: tell how many counted twice."""
+    before = sum((await replicas.counted()).values())
+    for device, phone in zip(devices, phones, strict=False):
+        batch = device.device.batch()[:1]
+        device.device.acknowledged += batch
+        for way in (device, replace(device, phone=phone)):
+            assert await way.post(batch)
+    return sum((await replicas.counted()).values()) - before - len(devices)
+
+
+def _rises(found: Sequence[Series]) -> dict[CounterKey, int]:
+    """Add up how far series rose, over the exporters."""
+    rises: Counter[CounterKey] = Counter()
+    for series in found:
+        if series.rise:
+            key = CounterKey(**{label: series.labels[label] for label in CounterKey._fields})
+            rises[key] += int(series.rise)
+    return dict(rises)
+
+
+def _spread(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Put a series of devices on one of three exporters; a counter is there on the others too, and stays 0."""
+    name = one["series"]
+    if not name.startswith("capgo_") or name.startswith("capgo_exporter_") or "instance=" in name or "{" not in name:
+        yield one
+        return
+    home = zlib.crc32(name.encode()) % REPLICAS
+    for number in range(REPLICAS):
+        labelled = name.replace("{", f'{{job="capgo-stats-exporter", instance="replica-{number}", ', 1)
+        if number == home:
+            yield {"series": labelled, "values": one["values"]}
+        elif _COUNTER.match(name):
+            yield {"series": labelled, "values": "0x20000"}
