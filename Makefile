@@ -1,13 +1,18 @@
-# A fresh machine needs git, make, and Python 3.11 or newer with venv; everything else goes into $(VENV).
+# A fresh machine needs git, make, and Python 3.11 or newer with venv; everything else goes into $(VENV) and $(LOWEST).
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 ARGS ?=
 
 BIN := $(VENV)/bin
 # One stamp for running and one for developing: `make run` does not wait for linters.
 RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
+LOWEST_INSTALLED := $(LOWEST)/.installed
+# The tests whose code calls a dependency; what the others add is in how long they run and what they run against.
+LOWEST_TESTS := bodies cli contract delivery derived_state devices events exposition identity influx journal lifecycle \
+  lineprotocol lower_bounds operations releases salvage settings simulate simulate_backfill simulate_live telemetry
 
 .DEFAULT_GOAL := help
 # A virtual environment that could not be finished must not pass for one.
@@ -28,6 +33,23 @@ demo: $(RUNTIME) ## run an exporter with a simulated fleet on port 9746 (ARGS="-
 .PHONY: test
 test: $(DEVELOPMENT) ## run the tests (ARGS="-k journal" chooses some); says what it left out for want of a server
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-lowest
+test-lowest: $(LOWEST_INSTALLED) ## test what calls dependencies with the oldest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS:%=tests/test_%.py) $(ARGS)
+
+.PHONY: setup
+setup: $(DEVELOPMENT) ## all that is needed to work on it, with the checks before each commit
+	$(BIN)/pre-commit install
+
+.PHONY: audit
+audit: $(DEVELOPMENT) ## look up known vulnerabilities of everything installed; asks pypi.org, and fails if that cannot be
+	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable > $(VENV)/audited.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement $(VENV)/audited.txt
+
+.PHONY: dist
+dist: $(DEVELOPMENT) ## build the wheel and the source distribution into dist/
+	$(BIN)/python -m build --outdir dist
 
 .PHONY: check
 check: lint types container metrics-config ## all static checks: code, types, Dockerfile, compose file, Prometheus files
@@ -65,6 +87,15 @@ format: $(DEVELOPMENT) ## let ruff rewrite the code
 dashboards: $(DEVELOPMENT) ## write grafana/dashboards/*.json anew from grafana/generate
 	$(BIN)/python -m grafana.generate
 
+.PHONY: kubernetes
+kubernetes: $(DEVELOPMENT) ## write deploy/kubernetes/rules.yaml and dashboards.yaml anew
+	$(BIN)/python -m deploy.generate
+
+.PHONY: metrics-tables
+metrics-tables: $(DEVELOPMENT) ## write the tables of metrics in README.md and docs/metrics.md, and the golden pages, anew
+	$(BIN)/python -m tests.support.metrictables
+	REGENERATE_GOLDEN=1 $(BIN)/python -m pytest --quiet tests/test_exposition.py -k golden
+
 .PHONY: pictures
 pictures: $(DEVELOPMENT) ## plot the dashboards of a simulated month anew; needs prometheus and influxdb, some minutes
 	$(BIN)/python -m grafana.pictures
@@ -91,13 +122,20 @@ bench-scaling: $(DEVELOPMENT) ## speed over batch size, series, devices and back
 
 .PHONY: clean
 clean: ## delete the virtual environment, caches and builds (never the data directory)
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(RUNTIME): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(LOWEST_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) tests/support/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(LOWEST)/constraints.txt --editable '.[test]'
 	touch $@
 
 $(DEVELOPMENT): pyproject.toml | $(BIN)/python

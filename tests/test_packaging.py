@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from http import HTTPStatus
 from pathlib import Path
@@ -44,16 +45,32 @@ def yaml(path: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy of what it is made of, so that nothing is left in the repository."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build both distributions from a copy of what they are made of, so that nothing is left in the repository.
+
+    The wheel is built from the unpacked source distribution.
+    """
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, source)
     for name in ("exporter", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     dist = tmp_path_factory.mktemp("dist")
-    assert_clean(run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", dist, source))
-    (built,) = dist.iterdir()
+    assert_clean(run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source))
+    return dist
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    """Give the built wheel."""
+    (built,) = dist.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def source_distribution(dist: Path) -> Path:
+    """Give the built source distribution."""
+    (built,) = dist.glob("*.tar.gz")
     return built
 
 
@@ -86,6 +103,37 @@ def test_wheel_has_the_console_script(wheel: Path) -> None:
 def test_wheel_has_the_version_of_the_package(wheel: Path) -> None:
     """The version is written in one place, `exporter.__version__`, and the wheel carries it."""
     assert f"\nVersion: {exporter.__version__}\n" in read(wheel, ".dist-info/METADATA")
+
+
+def test_source_distribution_holds_what_the_wheel_is_made_of(source_distribution: Path) -> None:
+    """The source distribution holds the package, the licence and the README, and neither tests nor documents."""
+    with tarfile.open(source_distribution) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+
+    assert {"pyproject.toml", "README.md", "LICENSE", "exporter/py.typed", "exporter/__init__.py"} <= names
+    assert set() == {name for name in names if name.startswith(("tests", "docs"))}
+
+
+async def test_distributions_run_in_a_clean_environment(source_distribution: Path, wheel: Path, tmp_path: Path) -> None:
+    """Each distribution starts and counts where nothing is installed but it and what it depends on, from the index."""
+    environment = tmp_path / "venv"
+    assert_clean(run(sys.executable, "-m", "venv", "--without-pip", environment))
+    pip = (sys.executable, "-m", "pip", "--python", environment / "bin/python", "--disable-pip-version-check")
+    assert_clean(await asyncio.to_thread(run, *pip, "install", "--quiet", "--no-compile", source_distribution))
+    assert_clean(run(*pip, "check"))
+    await check_counting(environment / "bin/capgo-exporter", tmp_path / "source")
+    assert_clean(run(*pip, "install", "--quiet", "--no-index", "--no-deps", "--force-reinstall", wheel))
+    await check_counting(environment / "bin/capgo-exporter", tmp_path / "wheel")
+
+
+async def check_counting(command: Path, directory: Path) -> None:
+    """Run an installed exporter, without the repository's modules, and let it count an event."""
+    exporter = ExporterProcess(directory)
+    exporter.process.argv = [str(command), "serve"]
+    del exporter.env["PYTHONPATH"]
+    async with exporter:
+        assert (await exporter.post([{"app_id": "com.example.clean", "action": "get"}])).status == 200
+        assert 1 == sum((await exporter.counters()).values())
 
 
 def test_changelog_knows_the_version() -> None:
