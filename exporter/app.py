@@ -24,18 +24,21 @@ from exporter.expiry import Expiry
 from exporter.exposition import Page
 from exporter.group import Write
 from exporter.influx import InfluxWriter
-from exporter.intake import Intake, Rules
+from exporter.intake import Intake
 from exporter.journal.derived_records import MarkRow
 from exporter.journal.lock import DirectoryLock
+from exporter.live import Live, make_rules
 from exporter.malformed import HttpLog
 from exporter.operations import HealthHandler, MetricsHandler
 from exporter.points import DiscreetEncoder, PointEncoder
 from exporter.privacy import IdPolicy, load_hash_key
 from exporter.releases_hook import ReleasesHandler
 from exporter.settings import Settings
+from exporter.shares import FairShare
 from exporter.state import State
 from exporter.stats import StatsHandler
 from exporter.tasks import Tasks
+from exporter.telemetry import Telemetry
 from exporter.web import observe, operations_routes, releases_routes, stats_routes
 
 _COMMITTER: Final = "committer"
@@ -58,6 +61,8 @@ class Exporter:
         drain: begins when the exporter stops; `/readyz` tells.
         derivation: works out derived figures; None if they are switched off.
         is_alive: tells whether all background tasks go on; where a thread hangs, the answer does not come.
+        apply: lets other settings hold from now on, of those that can change while it runs.
+        telemetry: what it tells of itself.
     """
 
     public: web.Application
@@ -67,6 +72,8 @@ class Exporter:
     drain: Drain
     derivation: Derivation | None
     is_alive: Callable[[], Awaitable[bool]]
+    apply: Callable[[Settings], None]
+    telemetry: Telemetry
 
 
 @contextlib.asynccontextmanager
@@ -138,12 +145,6 @@ def make_intake(
     settings: Settings, state: State, derivation: Derivation | None, hash_key: bytes, clock: Clock
 ) -> Intake:
     """Make the way of events into groups."""
-    rules = Rules(
-        allowed_apps=settings.allowed_apps,
-        unknown_actions=settings.unknown_actions,
-        legacy_download_fail=settings.legacy_download_fail,
-        reject_when_full=settings.journal_max_bytes if settings.journal_full == "reject" else None,
-    )
     encoder = PointEncoder if settings.error_text == "keep" else DiscreetEncoder
     points = encoder(
         device_ids=IdPolicy(settings.device_id, hash_key),
@@ -153,7 +154,7 @@ def make_intake(
         telemetry=state.telemetry,
     )
     return Intake(
-        rules=rules,
+        rules=make_rules(settings),
         labels=state.labels,
         counters=state.counters,
         dedupe=state.dedupe,
@@ -223,9 +224,11 @@ def _make_web(
 ) -> Exporter:
     births = Births(state.lifecycle, state.committer, settings.scrape_interval, state.telemetry, clock)
     page = Page(state.telemetry.registry, state.counters, state.figures)
-    metrics = MetricsHandler(page, births, _secret(settings.metrics_token))
     bodies = BodyReader(settings.max_body_bytes)
-    stats = StatsHandler(intake, state.telemetry, bodies, token=_secret(settings.ingest_token))
+    live = Live(intake, FairShare(clock.monotonic, state.telemetry))
+    live.apply(settings)
+    stats = StatsHandler(intake, state.telemetry, bodies, live.ingest, live.fair)
+    metrics = MetricsHandler(page, births, live.metrics)
     drain = Drain()
     connections = (
         Connections(settings.max_connections, state.telemetry, clock),
@@ -246,13 +249,12 @@ def _make_web(
     public.add_routes(stats_routes(settings.stats_path, stats, has_token=settings.ingest_token is not None))
     operations = private if private is not None else public
     operations.add_routes(operations_routes(metrics, health))
-    releases_token = _secret(settings.releases_token)
-    if releases_token is not None:
+    if settings.releases_token is not None:
 
         async def store(mark: MarkRow) -> None:
             await state.committer.write(Write(marks=[mark], lines=[mark_line(mark)]))
 
-        operations.add_routes(releases_routes(ReleasesHandler(store, clock.wall_ms, releases_token)))
+        operations.add_routes(releases_routes(ReleasesHandler(store, clock.wall_ms, live.releases)))
 
     async def is_alive() -> bool:
         await state.committer.answer()
@@ -261,7 +263,9 @@ def _make_web(
         return not tasks.ended()
 
     http_log = HttpLog(state.telemetry)
-    return Exporter(public, private, connections, http_log, drain, intake.derivation, is_alive)
+    return Exporter(
+        public, private, connections, http_log, drain, intake.derivation, is_alive, live.apply, state.telemetry
+    )
 
 
 def _secret(value: SecretStr | None) -> str | None:

@@ -11,11 +11,12 @@ import click
 import uvloop
 
 from exporter import __version__, logs
-from exporter.configuration import SettingsError, describe, load, render
+from exporter.configuration import SettingsError, Source, describe, render
 from exporter.journal.lock import LockedError
 from exporter.journal.opening import UnusableError
 from exporter.server import ListenError, serve
 from exporter.settings import SECRETS, Settings, variable
+from exporter.tls import Tls
 from exporter.tools.connection import report_connection
 from exporter.tools.forget import forget
 from exporter.tools.journal import journal
@@ -64,15 +65,18 @@ def main() -> None:
 @main.command("serve", epilog=_secrets_help())
 @_setting_options
 def serve_command(**options: str | None) -> None:
-    """Run the exporter until SIGTERM or SIGINT.
+    """Run the exporter until SIGTERM or SIGINT; on SIGHUP, or when one of their files changes, settings are read anew.
 
     Exit codes: 0 stopped as asked, 2 wrong settings, 3 an address cannot be listened on, 4 the data directory or the
     journal cannot be used, 130 ended by a second signal.
     """
-    settings = _load(options)
+    source = Source(os.environ, options, Path(".env"))
+    settings = _load(source)
     logs.configure(settings.log_format, settings.log_level)
     try:
-        _run(settings)
+        uvloop.run(serve(settings, source))
+    except SettingsError as error:
+        _fail(str(error), EXIT_SETTINGS)
     except ListenError as error:
         _fail(str(error), EXIT_LISTEN)
     except (LockedError, UnusableError) as error:
@@ -89,9 +93,13 @@ def check_config_command(*, connect: bool, **options: str | None) -> None:
 
     Exit codes: 0 the settings are right, 2 they are not, 5 InfluxDB cannot be used.
     """
-    settings = _load(options)
+    settings = _load(Source(os.environ, options, Path(".env")))
     for name, value in describe(settings):
         click.echo(f"{name}={value}")
+    try:
+        Tls.of(settings)
+    except SettingsError as error:
+        _fail(str(error), EXIT_SETTINGS)
     if not connect:
         return
     if settings.influx_url is None:
@@ -118,9 +126,9 @@ for _command in (journal, dead_letters, replay, forget):
     main.add_command(_command)
 
 
-def _load(options: dict[str, str | None]) -> Settings:
+def _load(source: Source) -> Settings:
     try:
-        return load(os.environ, options, Path(".env"))
+        return source.load()
     except SettingsError as error:
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
@@ -130,7 +138,3 @@ def _load(options: dict[str, str | None]) -> Settings:
 def _fail(message: str, code: int) -> None:
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
-
-
-def _run(settings: Settings) -> None:
-    uvloop.run(serve(settings))

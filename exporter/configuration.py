@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -13,9 +14,14 @@ from exporter.settings import PREFIX, SECRETS, Settings, variable
 from exporter.units import format_duration, format_size
 
 _INFLUX_CLIENT_PREFIX: Final = "INFLUXDB_V2_"
+_PREFIXES: Final = (PREFIX, _INFLUX_CLIENT_PREFIX)
 _INFLUX_CLIENT_NAMES: Final = {
     f"{_INFLUX_CLIENT_PREFIX}{name}": f"influx_{name.lower()}" for name in ("URL", "ORG", "TOKEN", "BUCKET")
 }
+
+
+_FROM_FILES: Final = SECRETS | {"allowed_apps"}
+"""What may come from a file of its own; the allow-list, because it changes while the exporter runs."""
 
 
 class SettingsError(Exception):
@@ -25,6 +31,35 @@ class SettingsError(Exception):
         """Keep the lines, and join them for people."""
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the settings of a process come from; of these, only files can change while it runs.
+
+    Attributes:
+        environ: environment variables.
+        options: values of command-line options by field name; None means not given.
+        dotenv: the `.env` file, which need not exist.
+    """
+
+    environ: Mapping[str, str]
+    options: Mapping[str, Any]
+    dotenv: Path | None
+
+    def load(self) -> Settings:
+        """Read the settings.
+
+        Raises:
+            SettingsError: with one line per mistake.
+        """
+        return load(self.environ, self.options, self.dotenv)
+
+    def files(self) -> set[Path]:
+        """Name the files that are read: the `.env` file, and those that variables name."""
+        named = {**_read_dotenv(self.dotenv, []), **self.environ}
+        paths = {Path(value) for name, value in named.items() if name.startswith(_PREFIXES) and _is_file_variant(name)}
+        return paths if self.dotenv is None else {*paths, self.dotenv}
 
 
 def load(
@@ -68,7 +103,7 @@ def _fields(source: Mapping[str, str], problems: list[str]) -> dict[str, str]:
     """Pick the settings out of one source of variables; an empty variable counts as unset."""
     values: dict[str, str] = {}
     for name, value in source.items():
-        if not name.startswith((PREFIX, _INFLUX_CLIENT_PREFIX)) or not value:
+        if not name.startswith(_PREFIXES) or not value:
             continue
         plain, from_file = (name.removesuffix("_FILE"), True) if _is_file_variant(name) else (name, False)
         field = _INFLUX_CLIENT_NAMES.get(plain, plain.removeprefix(PREFIX).lower())
@@ -86,7 +121,7 @@ def _fields(source: Mapping[str, str], problems: list[str]) -> dict[str, str]:
 
 def _is_file_variant(name: str) -> bool:
     field = name.removesuffix("_FILE").removeprefix(PREFIX).lower()
-    return name.endswith("_FILE") and (field in SECRETS or name.removesuffix("_FILE") in _INFLUX_CLIENT_NAMES)
+    return name.endswith("_FILE") and (field in _FROM_FILES or name.removesuffix("_FILE") in _INFLUX_CLIENT_NAMES)
 
 
 def _read_secret(name: str, path: Path, field: str, values: dict[str, str], problems: list[str]) -> None:

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from exporter.access import AllowList
 from exporter.actions import BY_NAME
 from exporter.clock import Clock
 from exporter.commit import Committer
 from exporter.counters import Cell, Counters
 from exporter.dedupe import DedupeWindow
 from exporter.derived.derivation import Derivation
-from exporter.events import UNKNOWN, Batch, Event, Rejection
+from exporter.events import Batch, Event, Rejection
 from exporter.group import Group, NotStoredError
 from exporter.identity import identities
 from exporter.labels import LabelPolicy, Labels, Placement
@@ -26,6 +27,7 @@ SLOW_DISK: Final = "too many events wait for the disk"
 FULL_JOURNAL: Final = "the journal is full"
 _EVENTS_AT_ONCE: Final = 1000
 _CELL_CACHE_FACTOR: Final = 4
+NOT_ALLOWED: Final = Rejection("app_not_allowed", "This endpoint takes no events of this app")
 _UNKNOWN_ACTION: Final = Rejection("unknown_action", "This endpoint accepts known actions only")
 
 _Key = tuple[str, str | None, str, str | None, bool | None, bool | None]
@@ -40,23 +42,18 @@ class Rules:
     """Which events are counted.
 
     Attributes:
-        allowed_apps: the apps that may report; empty: all.
+        allowed_apps: the apps that may report.
+        unlisted_apps: whether events of other apps are left out in silence or rejected.
         unknown_actions: whether actions that the catalogue does not know are accepted or rejected.
         legacy_download_fail: whether the false `download_fail` of old plugins are kept or dropped.
         reject_when_full: past so many bytes in the journal new events are refused; None: never.
     """
 
-    allowed_apps: frozenset[str]
+    allowed_apps: AllowList
+    unlisted_apps: Literal["ignore", "reject"]
     unknown_actions: Literal["accept", "reject"]
     legacy_download_fail: Literal["keep", "drop"]
     reject_when_full: int | None
-
-    def allows(self, app_id: str) -> bool:
-        """Tell whether an app may report; `unknown` may unless `-unknown` excludes it."""
-        names = self.allowed_apps - {f"-{UNKNOWN}"}
-        if app_id == UNKNOWN:
-            return f"-{UNKNOWN}" not in self.allowed_apps
-        return not names or app_id in names
 
 
 @dataclass(slots=True)
@@ -134,6 +131,11 @@ class Intake:
             return "the journal cannot be written"
         limit = self._rules.reject_when_full
         return FULL_JOURNAL if limit is not None and self._committer.journal_bytes >= limit else ""
+
+    def set_rules(self, rules: Rules) -> None:
+        """Let other rules hold from now on."""
+        self._rules = rules
+        self.forget_cells()  # what they lead to is allowed by the old ones
 
     def forget_cells(self) -> None:
         """Drop the shortcuts to cells, after some were removed."""
@@ -257,7 +259,9 @@ class Intake:
 
     def _place(self, event: Event, now_ms: int) -> tuple[Cell, tuple[tuple[str, str], ...]] | Rejection | None:
         """Find an event's cell the long way: may it be counted, its capped labels, its series. None: filtered out."""
-        if not self._rules.allows(event.app_id):
+        if not self._rules.allowed_apps.allows(event.app_id):
+            if self._rules.unlisted_apps == "reject":
+                return NOT_ALLOWED
             self._telemetry.events["filtered", "app_not_allowed"].inc()
             return None
         if self._rules.unknown_actions == "reject" and event.action not in BY_NAME:

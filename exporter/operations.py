@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hmac
 import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,32 +14,34 @@ from aiohttp.payload import Payload
 from isal import isal_zlib
 
 from exporter import __version__
+from exporter.access import Tokens, bearer_or_password
 from exporter.births import SCRAPE_HEADER, Births
 from exporter.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Page
-from exporter.stats import bearer, reply_error
+from exporter.stats import reply_error
 from exporter.steps import Steps
 
 _GZIP_LEVEL: Final = 1
 _GZIP_WINDOW_BITS: Final = 31
 _BYTES_AT_ONCE: Final = 512 << 10
+_CHALLENGE: Final = 'Bearer, Basic realm="metrics"'
 _WEIGHT: Final = re.compile(r"q=([01](?:\.\d{0,3})?)")
 
 
 class MetricsHandler:
     """Answers `GET /metrics`."""
 
-    def __init__(self, page: Page, births: Births, token: str | None) -> None:
-        """Set what is shown, and the bearer token that readers must show, if any."""
+    def __init__(self, page: Page, births: Births, tokens: Tokens) -> None:
+        """Set what is shown, and the tokens of which readers must show one, if there are any."""
         self._page = page
         self._births = births
-        self._token = None if token is None else token.encode()
+        self._tokens = tokens
         self._thread = ThreadPoolExecutor(1, "metrics")
 
     async def get(self, request: web.Request) -> web.Response:
         """Render the page in the format and the encoding that the reader accepts."""
-        if self._token is not None and not hmac.compare_digest(bearer(request).encode(), self._token):
-            response = reply_error(401, "unauthorized", "The bearer token is missing or wrong")
-            response.headers["WWW-Authenticate"] = "Bearer"
+        if self._tokens and not self._tokens.include(bearer_or_password(request)):
+            response = reply_error(401, "unauthorized", "The token is missing or wrong")
+            response.headers["WWW-Authenticate"] = _CHALLENGE
             return response
         openmetrics = accepts_openmetrics(request.headers.get("Accept", ""))
         to_scraper = SCRAPE_HEADER in request.headers

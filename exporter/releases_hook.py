@@ -1,6 +1,5 @@
 """`/releases`: the endpoint where a release pipeline says what it has just released."""
 
-import hmac
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Annotated, Final
@@ -8,11 +7,12 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
+from exporter.access import Tokens, bearer
 from exporter.bodies import BodyError, BodyReader
 from exporter.group import NotStoredError
 from exporter.journal.derived_records import MarkRow
 from exporter.labels import normalise
-from exporter.stats import bearer, reply_error, unavailable
+from exporter.stats import reply_error, unavailable
 
 MAX_BODY_BYTES: Final = 65_536
 """Largest body, before and after decompression."""
@@ -41,22 +41,22 @@ _decoder = msgspec.json.Decoder(_Body)
 class ReleasesHandler:
     """Answers `POST /releases`."""
 
-    def __init__(self, store: Callable[[MarkRow], Awaitable[None]], wall_ms: Callable[[], int], token: str) -> None:
+    def __init__(self, store: Callable[[MarkRow], Awaitable[None]], wall_ms: Callable[[], int], tokens: Tokens) -> None:
         """Set where marks go.
 
         Args:
             store: returns when a mark is on disk, and raises NotStoredError if it is not.
             wall_ms: the time, in milliseconds since 1970.
-            token: the bearer token that senders must show.
+            tokens: of which senders must show one, as bearer token.
         """
         self._store = store
         self._bodies = BodyReader(MAX_BODY_BYTES)
         self._wall_ms = wall_ms
-        self._token = token.encode()
+        self._tokens = tokens
 
     async def post(self, request: web.Request) -> web.Response:
         """Take a mark, and answer when it is on disk."""
-        if not hmac.compare_digest(bearer(request).encode(), self._token):
+        if not self._tokens.include(bearer(request)):
             response = reply_error(401, "unauthorized", "The bearer token is missing or wrong")
             response.headers["WWW-Authenticate"] = "Bearer"
             return response

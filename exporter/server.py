@@ -6,7 +6,8 @@ import functools
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Final, cast
 
 import structlog
@@ -14,14 +15,17 @@ from aiohttp import web
 
 from exporter import __version__
 from exporter.app import Exporter, create_exporter
-from exporter.configuration import mask_url
+from exporter.configuration import Source, mask_url
 from exporter.connections import allow_files
 from exporter.notify import ServiceManager
-from exporter.settings import Settings, split_address
+from exporter.reload import Reloader
+from exporter.settings import Settings, split_address, unix_path
+from exporter.tls import Tls
 
 FORCED_EXIT_CODE: Final = 130
 _BACKLOG: Final = 1024
 _KEEPALIVE_SECONDS: Final = 75.0
+_HANDSHAKE_SECONDS: Final = 10.0
 _LAST_REPLY_SECONDS: Final = 1.0
 _INTERVALS_KEPT_ALIVE: Final = 4.0  # a scraper is known by its connection, also one that is slower than it should be
 
@@ -32,14 +36,19 @@ class ListenError(Exception):
     """An address cannot be listened on."""
 
 
-async def serve(settings: Settings) -> None:
-    """Run an exporter until SIGTERM or SIGINT, then drain it.
+async def serve(settings: Settings, source: Source) -> None:
+    """Run an exporter until SIGTERM or SIGINT, then drain it; on SIGHUP read settings anew.
 
     Requests under way are answered, and what can be delivered is. A second signal ends the process at once; then, too,
     nothing that was answered is lost.
 
+    Args:
+        settings: what to run.
+        source: where they come from.
+
     Raises:
         ListenError: if an address cannot be listened on.
+        SettingsError: if certificate or key cannot be used.
         LockedError: if another process uses the data directory.
         UnusableError: if the journal cannot be opened.
         OSError: if the data directory cannot be made or written.
@@ -48,20 +57,28 @@ async def serve(settings: Settings) -> None:
         private = None
         if settings.metrics_listen is not None:
             private = stack.enter_context(_listening(settings.metrics_listen, "EXPORTER_METRICS_LISTEN"))
-        settings = _fit_connections(settings, listeners=1 if private is None else 2)
-        stop = asyncio.Event()
-        _handle_signals(stop)
-        async with create_exporter(settings) as exporter, _serving(settings, exporter, public, private):
+        tls = Tls.of(settings)
+        fitting = _fit_connections(settings, listeners=1 if private is None else 2)
+        stop, hangup = asyncio.Event(), asyncio.Event()
+        _handle_signals(stop, hangup)
+        async with create_exporter(fitting) as exporter, _serving(settings, exporter, public, private, tls):
             log.info(
                 "listening",
-                url=_url(public),
+                url=_url(public, tls),
                 stats_path=settings.stats_path,
-                metrics_url=_url(private or public),
+                metrics_url=_url(private or public, tls),
                 influxdb=None if settings.influx_url is None else mask_url(settings.influx_url),
                 version=__version__,
             )
             manager = ServiceManager.from_environment(os.environ, os.getpid())
-            async with manager.running(f"listening on {_url(public)}", exporter.is_alive):
+
+            def apply(changed: Settings) -> None:
+                if tls is not None:
+                    tls.read()
+                exporter.apply(changed)
+
+            reloader = Reloader(settings, source, apply, manager, exporter.telemetry, hangup)
+            async with manager.running(f"listening on {_url(public, tls)}", exporter.is_alive), reloader.running():
                 await stop.wait()
             exporter.drain.begun = True
             log.info("stopping; a second signal ends the process at once")
@@ -81,6 +98,42 @@ def _fit_connections(settings: Settings, listeners: int) -> Settings:
 
 @contextlib.contextmanager
 def _listening(address: str, setting: str) -> Iterator[socket.socket]:
+    path = unix_path(address)
+    with _unix_listener(path, setting) if path is not None else _tcp_listener(address, setting) as listener:
+        listener.setblocking(False)  # noqa: FBT003 -- the standard library's signature
+        yield listener
+
+
+@contextlib.contextmanager
+def _unix_listener(path: Path, setting: str) -> Iterator[socket.socket]:
+    """Listen at a path, whose directory, and the process's umask, say who may connect; it is removed in the end."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            _remove_stale(path)
+            listener.bind(str(path))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            msg = f"{setting}: {path}: {error.strerror or error}"
+            raise ListenError(msg) from error
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a process that was killed; one that somebody listens at stays, as does any other file."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _tcp_listener(address: str, setting: str) -> Iterator[socket.socket]:
     host, port = split_address(address)
     try:
         family, kind, protocol, _, bound = socket.getaddrinfo(
@@ -98,13 +151,12 @@ def _listening(address: str, setting: str) -> Iterator[socket.socket]:
         except OSError as error:
             msg = f"{setting}: {address}: {error.strerror or error}"
             raise ListenError(msg) from error
-        listener.setblocking(False)  # noqa: FBT003 -- the standard library's signature
         yield listener
 
 
 @contextlib.asynccontextmanager
 async def _serving(
-    settings: Settings, exporter: Exporter, public: socket.socket, private: socket.socket | None
+    settings: Settings, exporter: Exporter, public: socket.socket, private: socket.socket | None, tls: Tls | None
 ) -> AsyncIterator[None]:
     """Serve both applications; on the way out the listeners close first, and requests under way are waited for."""
     async with contextlib.AsyncExitStack() as stack:
@@ -126,14 +178,25 @@ async def _serving(
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             make = functools.partial(connections.make, cast("web.Server", runner.server))
-            servers.append(await asyncio.get_running_loop().create_server(make, sock=listener, backlog=_BACKLOG))
+            servers.append(await _start(make, listener, tls))
         yield
         for server in servers:
             server.close()
         await exporter.drain.wait(settings.shutdown_timeout)
 
 
-def _handle_signals(stop: asyncio.Event) -> None:
+async def _start(make: Callable[[], asyncio.Protocol], listener: socket.socket, tls: Tls | None) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    if listener.family == socket.AF_UNIX:
+        return await loop.create_unix_server(make, sock=listener, backlog=_BACKLOG)
+    if tls is None:
+        return await loop.create_server(make, sock=listener, backlog=_BACKLOG)
+    return await loop.create_server(
+        make, sock=listener, backlog=_BACKLOG, ssl=tls.context, ssl_handshake_timeout=_HANDSHAKE_SECONDS
+    )
+
+
+def _handle_signals(stop: asyncio.Event, hangup: asyncio.Event) -> None:
     def handle() -> None:
         if stop.is_set():
             log.warning("ended by a second signal; what was answered is on disk")
@@ -143,8 +206,12 @@ def _handle_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, handle)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, tls: Tls | None) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    scheme = "http" if tls is None else "https"
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

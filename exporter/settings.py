@@ -1,5 +1,6 @@
 """Settings: their names, defaults, bounds and meanings."""
 
+from ipaddress import ip_network
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -18,6 +19,7 @@ from pydantic import (
 from exporter.units import parse_duration_seconds, parse_size_bytes
 
 PREFIX: Final = "EXPORTER_"
+_UNIX: Final = "unix:"
 MAX_BUCKETS: Final = 10
 """Each bucket is a series for each app, platform and version."""
 
@@ -33,7 +35,7 @@ def _size(value: object) -> object:
 def _names(value: object) -> object:
     if not isinstance(value, str):
         return value
-    names = [name for part in value.split(",") if (name := part.strip())]
+    names = [name for part in value.replace("\n", ",").split(",") if (name := part.strip())]
     if value and not names:
         msg = f"{value!r} holds no name; unset it, or give names"
         raise ValueError(msg)
@@ -64,11 +66,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     listen: str = Field(
-        "0.0.0.0:9746", description="Address and port that serve everything; port 0 lets the system choose."
+        "0.0.0.0:9746",
+        description="Address and port that serve everything, or `unix:/path`; port 0 lets the system choose.",
     )
     metrics_listen: str | None = Field(
-        None, description="A second address and port that takes everything but the stats path off the first."
+        None, description="A second address, or `unix:/path`, that takes everything but the stats path off the first."
     )
+    tls_certificate: Path | None = Field(
+        None, description="Certificate, with its chain, for TLS on all addresses that are not Unix sockets (PEM)."
+    )
+    tls_key: Path | None = Field(None, description="Key of the certificate, without a password (PEM).")
     stats_path: str = Field("/stats", description="Path that devices post to.")
     data_dir: Path = Field(Path("data"), description="Directory of the journal and the generated hash key.")
     journal_max_bytes: Size = Field(
@@ -81,6 +88,18 @@ class Settings(BaseModel):
     max_body_bytes: Size = Field(32 << 20, ge=1024, description="Largest body of a POST, after decompression.")
     max_connections: int = Field(
         4096, ge=1, description="Open connections of a listener; one more closes the one that is idle longest."
+    )
+    max_client_events_per_second: int | None = Field(
+        None,
+        ge=1,
+        description="Events a second from one client address, on average; more is answered 503. Unset: no limit.",
+    )
+    max_app_events_per_second: int | None = Field(
+        None, ge=1, description="Events a second of one app, on average; more is answered 503. Unset: no limit."
+    )
+    trusted_proxies: Names = Field(
+        frozenset(),
+        description="Networks (CIDR), separated by commas, of proxies whose `X-Forwarded-For` names the client.",
     )
     max_event_age: Duration = Field(
         7 * 86400.0,
@@ -105,14 +124,24 @@ class Settings(BaseModel):
     )
     allowed_apps: Names = Field(
         frozenset(),
-        description="App ids that may report, separated by commas; unset: all. `-unknown` excludes `unknown`.",
+        description=(
+            "App ids that may report, separated by commas, with wildcards like `com.example.*`; unset: all. "
+            "`-name` excludes, also `-unknown`."
+        ),
+    )
+    unlisted_apps: Literal["ignore", "reject"] = Field(
+        "ignore",
+        description="What events of other apps are answered: 200, and nothing is stored; or 403.",
     )
     ingest_token: SecretStr | None = Field(
-        None, description="Token that devices must send, as last path segment, `?token=` or bearer header."
+        None,
+        description="Tokens, of which devices must send one: last path segment, `?token=` or bearer; commas between.",
     )
-    metrics_token: SecretStr | None = Field(None, description="Bearer token that `/metrics` demands.")
+    metrics_token: SecretStr | None = Field(
+        None, description="Tokens of which `/metrics` demands one, as bearer token or as password of any user."
+    )
     releases_token: SecretStr | None = Field(
-        None, description="Bearer token that `POST /releases` demands; unset: there is no such path."
+        None, description="Tokens of which `POST /releases` demands one, as bearer token; unset: there is no such path."
     )
     custom_id: Privacy = Field("hash", description="What InfluxDB gets of a device's custom id.")
     device_id: Privacy = Field("keep", description="What InfluxDB gets of the random install id.")
@@ -158,7 +187,7 @@ class Settings(BaseModel):
     @field_validator("listen", "metrics_listen")
     @classmethod
     def _check_address(cls, value: str | None) -> str | None:
-        if value is not None:
+        if value is not None and unix_path(value) is None:
             split_address(value)
         return value
 
@@ -171,6 +200,17 @@ class Settings(BaseModel):
             raise ValueError(msg)
         return path
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: frozenset[str]) -> frozenset[str]:
+        for text in sorted(value):
+            try:
+                ip_network(text)
+            except ValueError as error:
+                msg = f"{error}; give networks like 10.0.0.0/8,fd00::/8"
+                raise ValueError(msg) from None
+        return value
+
     @field_validator("influx_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
@@ -182,7 +222,7 @@ class Settings(BaseModel):
     @field_validator("ingest_token", "metrics_token", "releases_token", "hash_key", "influx_token")
     @classmethod
     def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().strip():
+        if value is not None and not value.get_secret_value().strip(", \t\r\n"):
             msg = "is empty; unset it, or give a value"
             raise ValueError(msg)
         return value
@@ -190,9 +230,13 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check_together(self) -> "Settings":
         problems = []
-        if self.metrics_listen is not None and self.metrics_listen == self.listen and split_address(self.listen)[1]:
+        if self.metrics_listen is not None and self.metrics_listen == self.listen and not self.listen.endswith(":0"):
             problems.append(
                 "EXPORTER_METRICS_LISTEN: the same address as EXPORTER_LISTEN; unset it to serve everything on one"
+            )
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            problems.append(
+                "EXPORTER_TLS_CERTIFICATE, EXPORTER_TLS_KEY: one is set without the other; set both or none"
             )
         if self.influx_url is None and self.influx_token is not None:
             problems.append("EXPORTER_INFLUX_TOKEN: set without EXPORTER_INFLUX_URL; set both or none")
@@ -217,6 +261,21 @@ def _is_http_url(text: str) -> bool:
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:  # Its message may quote the password.
         return False
+
+
+def unix_path(address: str) -> Path | None:
+    """Give the path of a Unix socket, `unix:/path`; None if the address is none.
+
+    Raises:
+        ValueError: if the path is not absolute.
+    """
+    if not address.startswith(_UNIX):
+        return None
+    path = Path(address.removeprefix(_UNIX))
+    if not path.is_absolute():
+        msg = f"{address!r} holds no absolute path, like unix:/run/capgo-exporter/stats.sock"
+        raise ValueError(msg)
+    return path
 
 
 def split_address(address: str) -> tuple[str, int]:

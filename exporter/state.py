@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
+from exporter.access import AllowList
 from exporter.caps import SeriesRoom
 from exporter.clock import Clock
 from exporter.commit import Committer
@@ -18,7 +19,6 @@ from exporter.derived.episodes import Episodes
 from exporter.derived.figures import Figures
 from exporter.derived.releases import Releases
 from exporter.derived.state import DerivedState
-from exporter.events import UNKNOWN
 from exporter.group import NotStoredError, Write
 from exporter.journal.derived_records import RestoredDerived
 from exporter.journal.opening import Opened, open_journal
@@ -56,17 +56,17 @@ class State:
         self._clock = clock
         opened = self._open(settings)
         overflow = OverflowLog(self.telemetry)
+        listed = AllowList(settings.allowed_apps).exact
         self.labels = LabelPolicy(
             max_apps=settings.max_apps,
             max_versions_per_app=settings.max_versions_per_app,
             max_unknown_actions=settings.max_unknown_actions,
-            reserved_apps=settings.allowed_apps,
+            reserved_apps=listed,
             is_marked=self._is_marked,
             monotonic=clock.monotonic,
             on_overflow=overflow,
         )
         self.lifecycle = Lifecycle()
-        listed = settings.allowed_apps - {f"-{UNKNOWN}"}
         rooms = [SeriesRoom(settings.max_series, listed, self._is_marked) for _ in range(2)]
         self.counters = Counters(self.lifecycle, rooms[0], overflow)
         bounds = {

@@ -6,17 +6,18 @@ again.
 """
 
 import asyncio
-import hmac
 from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
+from exporter.access import Tokens, bearer
 from exporter.bodies import BodyError, BodyReader
 from exporter.events import Batch, Rejection, decode
-from exporter.intake import FULL_JOURNAL, SLOW_DISK, Intake, UnavailableError
+from exporter.intake import FULL_JOURNAL, NOT_ALLOWED, SLOW_DISK, Intake, UnavailableError
 from exporter.replies import JSON, ReadyReply
+from exporter.shares import FairShare, OverShareError
 from exporter.telemetry import Telemetry
 
 RETRY_AFTER_SECONDS: Final = 5
@@ -29,19 +30,23 @@ _NOT_NOW: Final = "Events cannot be stored now; send them again"
 class StatsHandler:
     """Answers `GET` and `POST` on the stats path."""
 
-    def __init__(self, intake: Intake, telemetry: Telemetry, bodies: BodyReader, *, token: str | None) -> None:
+    def __init__(
+        self, intake: Intake, telemetry: Telemetry, bodies: BodyReader, tokens: Tokens, fair: FairShare
+    ) -> None:
         """Set the bounds.
 
         Args:
             intake: takes the events.
             telemetry: counts what is refused.
             bodies: reads what is posted.
-            token: what senders must show; None: nothing.
+            tokens: of which senders must show one, if there are any.
+            fair: says who sends too much.
         """
         self._intake = intake
         self._telemetry = telemetry
         self._bodies = bodies
-        self._token = None if token is None else token.encode()
+        self._tokens = tokens
+        self._fair = fair
         self._replies: dict[int | None, ReadyReply] = {}
 
     async def get(self, request: web.Request) -> web.Response:
@@ -58,10 +63,18 @@ class StatsHandler:
             return self._unavailable(reason)
         taken = 0
         try:
+            client = self._fair.admit(request)
             body, taken = await self._bodies.read(request)
             # What is large and odd takes seconds to read, in which others want to be answered.
             batch = decode(body) if len(body) <= _LARGE_BYTES else await asyncio.to_thread(decode, body)
+            self._fair.charge(client, batch)
             rejections = await self._intake.accept(batch)
+        except OverShareError as error:
+            self._telemetry.requests_shed[error.limit].inc()
+            self._telemetry.notices.warn(
+                "a limit of events a second is reached; requests are answered 503", error.limit
+            )
+            return unavailable(error.message, error.retry_after_seconds)
         except BodyError as error:
             return self._refuse(error.status, error.reason, error.error, error.message)
         except UnavailableError as error:
@@ -71,8 +84,8 @@ class StatsHandler:
         return self._reply(request, batch, rejections)
 
     def _reply(self, request: web.Request, batch: Batch, rejections: dict[int, Rejection]) -> web.StreamResponse:
-        if rejections and not batch.is_array:
-            return reply_error(400, rejections[0].error, rejections[0].message)
+        if rejections and (status := _refusal(batch, rejections)):
+            return reply_error(status, rejections[0].error, rejections[0].message)
         count = len(batch.events) if batch.is_array else None
         if rejections or not ReadyReply.fits(request):
             return web.Response(body=_accepted(count, rejections), content_type=JSON)
@@ -87,10 +100,9 @@ class StatsHandler:
         return reply
 
     def _may_send(self, request: web.Request) -> bool:
-        if self._token is None:
+        if not self._tokens:
             return True
-        shown = request.match_info.get("token") or request.query.get("token") or bearer(request)
-        return hmac.compare_digest(shown.encode(), self._token)
+        return self._tokens.include(request.match_info.get("token") or request.query.get("token") or bearer(request))
 
     def _unauthorized(self) -> web.Response:
         return self._refuse(401, "unauthorized", "unauthorized", "The token is missing or wrong")
@@ -106,6 +118,13 @@ class StatsHandler:
         if reason in {SLOW_DISK, FULL_JOURNAL}:  # what else is wrong with the journal is told where it is found
             self._telemetry.notices.warn("events are refused with 503", reason)
         return unavailable()
+
+
+def _refusal(batch: Batch, rejections: dict[int, Rejection]) -> int:
+    """Give the status that a body is refused with as a whole; 0 if it is not, for the sake of its other events."""
+    if len(rejections) == len(batch.events) and all(each is NOT_ALLOWED for each in rejections.values()):
+        return HTTPStatus.FORBIDDEN
+    return 0 if batch.is_array else HTTPStatus.BAD_REQUEST
 
 
 def _accepted(count: int | None, rejections: dict[int, Rejection]) -> bytes:
@@ -130,15 +149,8 @@ def reply_error(status: int, error: str, message: str) -> web.Response:
     )
 
 
-def unavailable(message: str = _NOT_NOW) -> web.Response:
+def unavailable(message: str = _NOT_NOW, retry_after_seconds: int = RETRY_AFTER_SECONDS) -> web.Response:
     """Give the reply that makes a device keep its events and send them again."""
-    body = {"error": "unavailable", "message": message, "retryAfterSeconds": RETRY_AFTER_SECONDS}
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    body = {"error": "unavailable", "message": message, "retryAfterSeconds": retry_after_seconds}
+    headers = {"Retry-After": str(retry_after_seconds)}
     return web.Response(status=503, body=msgspec.json.encode(body), content_type=JSON, headers=headers)
-
-
-def bearer(request: web.Request) -> str:
-    """Give the bearer token of a request, or an empty text."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    # aiohttp gives bytes that are not UTF-8 as lone surrogates, which cannot be encoded again.
-    return token.strip().encode(errors="replace").decode() if scheme.lower() == "bearer" else ""

@@ -20,6 +20,7 @@ EVENT_OUTCOMES: Final = (
     ("rejected", "missing_action"),
     ("rejected", "missing_app_id"),
     ("rejected", "unknown_action"),
+    ("rejected", "app_not_allowed"),
     ("filtered", "app_not_allowed"),
     ("filtered", "legacy_download_fail"),
 )
@@ -45,9 +46,10 @@ BODY_PROBLEMS: Final = (
     "no_room",
     "unauthorized",
 )
+LIMITS: Final = ("client", "app")
 CLOSING_REASONS: Final = ("idle", "slow", "refused")
 REPLIES: Final = {
-    "stats": (200, 400, 401, 413, 415, 500, 503),
+    "stats": (200, 400, 401, 403, 413, 415, 500, 503),
     "metrics": (200, 401, 500),
     "healthz": (200, 503),
     "readyz": (200, 503),
@@ -133,6 +135,21 @@ class Telemetry:
             ),
             BODY_PROBLEMS,
         )
+        self.requests_shed = _labelled(
+            Counter(
+                "capgo_exporter_requests_shed",
+                "Requests answered 503 because a client, or an app, sent more events than its limit allows.",
+                ["limit"],
+                registry=registry,
+            ),
+            LIMITS,
+        )
+        self.reload_successful = Gauge(
+            "capgo_exporter_settings_reload_successful",
+            "0 while files hold settings that are wrong, so that the old ones stay; else 1.",
+            registry=registry,
+        )
+        self.reload_successful.set(1)
         self.scrape_gap = Gauge(
             "capgo_exporter_scrape_gap_max_seconds",
             "Longest time between two scrapes of one Prometheus server since the start.",

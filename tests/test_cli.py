@@ -17,7 +17,7 @@ from tests.conftest import StartExporter
 from tests.support.exporter import influx_settings
 from tests.support.ports import free_port, wait_for
 from tests.support.process import minimal_environment
-from tests.test_settings import SECRET_NAMES, TABLE
+from tests.test_settings import NEEDED, SECRET_NAMES, TABLE
 
 REPOSITORY = Path(__file__).parents[1]
 OPTIONS = [variable(name) for name in Settings.model_fields if name not in SECRETS]
@@ -121,7 +121,14 @@ def test_check_config_prints_every_setting(invoke: Invoke) -> None:
     assert "(unset)" == printed(result.stdout)["EXPORTER_INGEST_TOKEN"]
 
 
-@pytest.mark.parametrize(("name", "text"), [(row[0], row[2]) for row in TABLE if row[0] in OPTIONS])
+def test_check_config_reads_the_certificate(invoke: Invoke) -> None:
+    """One that is not there is a wrong setting, also when it is named by options."""
+    result = invoke("check-config", "--tls-certificate", "/no/cert.pem", "--tls-key", "/no/key.pem")
+    problem = "EXPORTER_TLS_CERTIFICATE, EXPORTER_TLS_KEY: /no/cert.pem, /no/key.pem: No such file or directory"
+    assert (2, f"error: {problem}\n") == (result.exit_code, result.stderr)
+
+
+@pytest.mark.parametrize(("name", "text"), [(row[0], row[2]) for row in TABLE if row[0] in OPTIONS - NEEDED.keys()])
 def test_every_option_is_read(invoke: Invoke, name: str, text: str) -> None:
     """An option does what its variable does."""
     option = f"--{name.removeprefix('EXPORTER_').lower().replace('_', '-')}"

@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from exporter.access import Tokens
 from exporter.bodies import BodyError
 from exporter.derived.marks import MAX_MARKS_PER_APP, MEASUREMENT, Key, MarkChanges, Marks, line, title
 from exporter.group import NotStoredError
@@ -416,7 +417,7 @@ async def serving() -> AsyncIterator[Hook]:
     hook = Hook()
     hook.gate.set()
     app = web.Application()
-    app.add_routes([web.post("/releases", ReleasesHandler(hook.store, lambda: NOW_MS, TOKEN).post)])
+    app.add_routes([web.post("/releases", ReleasesHandler(hook.store, lambda: NOW_MS, Tokens([TOKEN])).post)])
     runner = web.AppRunner(app, auto_decompress=False, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

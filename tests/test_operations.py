@@ -1,5 +1,6 @@
 """The endpoints for operators: health, readiness, the landing page, who may read metrics, and where."""
 
+import base64
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -139,6 +140,10 @@ WRONG_AUTHORISATIONS: list[Mapping[str, str]] = [
     {"Authorization": "Bearer wrong"},
     {"Authorization": f"Bearer {TOKEN}x"},
     {"Authorization": f"Basic {TOKEN}"},
+    {"Authorization": f"Basic {base64.b64encode(TOKEN.encode()).decode()}"},
+    {"Authorization": f"Basic {base64.b64encode(f'{TOKEN}:x'.encode()).decode()}"},
+    {"Authorization": "Basic \udcff"},
+    {"Authorization": "Basic /w=="},
     {"Authorization": TOKEN},
     {"Authorization": "Bearer \udcff"},
 ]
@@ -146,11 +151,11 @@ WRONG_AUTHORISATIONS: list[Mapping[str, str]] = [
 
 @pytest.mark.parametrize("headers", WRONG_AUTHORISATIONS, ids=lambda headers: ascii(headers.get("Authorization")))
 async def test_metrics_need_the_token(headers: Mapping[str, str]) -> None:
-    """Without the right bearer token `/metrics` is 401, says how to ask, and shows nothing."""
+    """Without the right token `/metrics` is 401, says how to ask, and shows nothing."""
     async with running({"metrics_token": TOKEN}) as exporter:
         reply = await exporter.request("GET", "/metrics", headers=headers)
-        assert (401, "Bearer") == (reply.status, reply.headers["WWW-Authenticate"])
-        assert {"error": "unauthorized", "message": "The bearer token is missing or wrong"} == reply.json()
+        assert (401, 'Bearer, Basic realm="metrics"') == (reply.status, reply.headers["WWW-Authenticate"])
+        assert {"error": "unauthorized", "message": "The token is missing or wrong"} == reply.json()
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
@@ -162,6 +167,16 @@ async def test_metrics_are_shown_for_the_token(scheme: str) -> None:
         assert TOKEN.encode() not in reply.body
         assert (await exporter.request("GET", "/healthz")).status == 200
         assert (await exporter.request("GET", "/readyz")).status == 200
+
+
+@pytest.mark.parametrize("user", ["", "prometheus"])
+@pytest.mark.parametrize("token", [TOKEN, "another:ü"])
+async def test_metrics_are_shown_for_the_password(user: str, token: str) -> None:
+    """Each of several tokens will do as password of any user, for readers who know basic credentials only."""
+    async with running({"metrics_token": f"{TOKEN}, another:ü"}) as exporter:
+        credentials = base64.b64encode(f"{user}:{token}".encode()).decode()
+        reply = await exporter.request("GET", "/metrics", headers={"Authorization": f"Basic {credentials}"})
+        assert reply.status == 200
 
 
 async def test_a_refused_scrape_starts_no_birth() -> None:

@@ -21,12 +21,17 @@ LAUNCH_BUCKETS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 60.0)
 TABLE: list[tuple[str, Any, str, Any]] = [
     ("EXPORTER_LISTEN", "0.0.0.0:9746", "[::1]:80", "[::1]:80"),
     ("EXPORTER_METRICS_LISTEN", None, "127.0.0.1:9747", "127.0.0.1:9747"),
+    ("EXPORTER_TLS_CERTIFICATE", None, "/etc/tls/cert.pem", Path("/etc/tls/cert.pem")),
+    ("EXPORTER_TLS_KEY", None, "/etc/tls/key.pem", Path("/etc/tls/key.pem")),
     ("EXPORTER_STATS_PATH", "/stats", "/capgo/stats", "/capgo/stats"),
     ("EXPORTER_DATA_DIR", Path("data"), "/var/lib/exporter", Path("/var/lib/exporter")),
     ("EXPORTER_JOURNAL_MAX_BYTES", 1 << 30, "512MiB", 1 << 29),
     ("EXPORTER_JOURNAL_FULL", "drop-oldest", "reject", "reject"),
     ("EXPORTER_MAX_BODY_BYTES", 32 << 20, "8MiB", 8 << 20),
     ("EXPORTER_MAX_CONNECTIONS", 4096, "100", 100),
+    ("EXPORTER_MAX_CLIENT_EVENTS_PER_SECOND", None, "50", 50),
+    ("EXPORTER_MAX_APP_EVENTS_PER_SECOND", None, "5000", 5000),
+    ("EXPORTER_TRUSTED_PROXIES", frozenset(), "10.0.0.0/8, fd00::/8", frozenset({"10.0.0.0/8", "fd00::/8"})),
     ("EXPORTER_MAX_EVENT_AGE", 7 * DAY, "36h", 1.5 * DAY),
     ("EXPORTER_MAX_VERSIONS_PER_APP", 100, "7", 7),
     ("EXPORTER_MAX_APPS", 50, "7", 7),
@@ -37,6 +42,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [
     ("EXPORTER_SCRAPE_INTERVAL", 60.0, "15", 15.0),
     ("EXPORTER_DEDUPE_EVENTS", 1_000_000, "5000", 5000),
     ("EXPORTER_ALLOWED_APPS", frozenset(), " com.a, com.b,,-unknown", frozenset({"com.a", "com.b", "-unknown"})),
+    ("EXPORTER_UNLISTED_APPS", "ignore", "reject", "reject"),
     ("EXPORTER_INGEST_TOKEN", None, "s3cret-1", SecretStr("s3cret-1")),
     ("EXPORTER_METRICS_TOKEN", None, "s3cret-2", SecretStr("s3cret-2")),
     ("EXPORTER_RELEASES_TOKEN", None, "s3cret-5", SecretStr("s3cret-5")),
@@ -69,7 +75,11 @@ each_setting = pytest.mark.parametrize(("name", "text", "value"), [(row[0], row[
 each_secret = pytest.mark.parametrize("name", SECRET_NAMES)
 
 # What a setting cannot be set without.
-NEEDED = {"EXPORTER_INFLUX_TOKEN": {"EXPORTER_INFLUX_URL": "http://influx:8086"}}
+NEEDED = {
+    "EXPORTER_INFLUX_TOKEN": {"EXPORTER_INFLUX_URL": "http://influx:8086"},
+    "EXPORTER_TLS_CERTIFICATE": {"EXPORTER_TLS_KEY": "/etc/tls/key.pem"},
+    "EXPORTER_TLS_KEY": {"EXPORTER_TLS_CERTIFICATE": "/etc/tls/cert.pem"},
+}
 
 
 def field(name: str) -> str:
@@ -212,6 +222,18 @@ def test_a_missing_dotenv_is_no_mistake(tmp_path: Path) -> None:
         ({"EXPORTER_STATS_PATH": "/{a}"}, "EXPORTER_STATS_PATH: '/{a}' is not a path of its own, like /stats"),
         ({"EXPORTER_MAX_APPS": "many"}, "EXPORTER_MAX_APPS: 'many': input should be a valid integer"),
         ({"EXPORTER_MAX_APPS": "0"}, "EXPORTER_MAX_APPS: '0': input should be greater than or equal to 1"),
+        (
+            {"EXPORTER_MAX_CLIENT_EVENTS_PER_SECOND": "0"},
+            "EXPORTER_MAX_CLIENT_EVENTS_PER_SECOND: '0': input should be greater than or equal to 1",
+        ),
+        (
+            {"EXPORTER_TRUSTED_PROXIES": "10.0.0.1/8"},
+            "EXPORTER_TRUSTED_PROXIES: 10.0.0.1/8 has host bits set; give networks like 10.0.0.0/8,fd00::/8",
+        ),
+        (
+            {"EXPORTER_TRUSTED_PROXIES": "10.0.0.0/8,nginx"},
+            "EXPORTER_TRUSTED_PROXIES: 'nginx' does not appear to be an IPv4 or IPv6 network; give networks like",
+        ),
         ({"EXPORTER_MAX_SERIES": "99"}, "EXPORTER_MAX_SERIES: '99': input should be greater than or equal to 100"),
         (
             {"EXPORTER_SERIES_TTL": "soon"},
@@ -225,6 +247,7 @@ def test_a_missing_dotenv_is_no_mistake(tmp_path: Path) -> None:
         ),
         ({"EXPORTER_JOURNAL_FULL": "stop"}, "EXPORTER_JOURNAL_FULL: 'stop': input should be 'drop-oldest' or 'reject'"),
         ({"EXPORTER_LOG_LEVEL": "INFO"}, "EXPORTER_LOG_LEVEL: 'INFO': input should be 'debug', 'info', 'warning' or"),
+        ({"EXPORTER_INGEST_TOKEN": " , "}, "EXPORTER_INGEST_TOKEN: is empty; unset it, or give a value"),
         ({"EXPORTER_INGEST_TOKEN": " "}, "EXPORTER_INGEST_TOKEN: is empty; unset it, or give a value"),
         ({"EXPORTER_INFLUX_URL": "influx:8086"}, "EXPORTER_INFLUX_URL: not an http:// or https:// URL"),
         ({"EXPORTER_INFLUX_URL": "http://"}, "EXPORTER_INFLUX_URL: not an http:// or https:// URL"),
@@ -241,6 +264,18 @@ def test_a_missing_dotenv_is_no_mistake(tmp_path: Path) -> None:
         (
             {"EXPORTER_INFLUX_TOKEN": "x", "EXPORTER_INFLUX_URL": "http://user:pw@influx:8086"},
             "EXPORTER_INFLUX_URL: holds credentials beside EXPORTER_INFLUX_TOKEN; keep one of the two",
+        ),
+        (
+            {"EXPORTER_LISTEN": "unix:run/stats.sock"},
+            "EXPORTER_LISTEN: 'unix:run/stats.sock' holds no absolute path, like unix:/run/capgo-exporter/stats.sock",
+        ),
+        (
+            {"EXPORTER_LISTEN": "unix:/a", "EXPORTER_METRICS_LISTEN": "unix:/a"},
+            "EXPORTER_METRICS_LISTEN: the same address as EXPORTER_LISTEN; unset it to serve everything on one",
+        ),
+        (
+            {"EXPORTER_TLS_KEY": "/key.pem"},
+            "EXPORTER_TLS_CERTIFICATE, EXPORTER_TLS_KEY: one is set without the other; set both or none",
         ),
         ({"EXPORTER_ALLOWED_APPS": " , "}, "EXPORTER_ALLOWED_APPS: ' , ' holds no name; unset it, or give names"),
         (

@@ -106,6 +106,18 @@ async def test_manager_is_told_of_start_life_and_end(manager: Manager, tmp_path:
     assert not manager.has_heard()
 
 
+async def test_manager_is_told_of_a_reload(listener: Manager, tmp_path: Path) -> None:
+    """SIGHUP is answered by a message that a reload begins, with its time, and one that it is over."""
+    async with ExporterProcess(tmp_path / "exporter", {"NOTIFY_SOCKET": listener.address}) as exporter:
+        await listener.until("READY=1")
+        before = time.monotonic_ns() // 1000
+        exporter.process.send_signal(signal.SIGHUP)
+        message = await listener.message()
+        assert "RELOADING=1" == message[0]
+        assert before <= int(message[1].removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+        assert ["READY=1"] == await listener.message()
+
+
 async def test_process_that_stands_still_gives_no_sign(listener: Manager, tmp_path: Path) -> None:
     """A process that does not run, as one whose event loop hangs, is silent, and is heard again when it goes on."""
     env = {"NOTIFY_SOCKET": listener.address, "WATCHDOG_USEC": "100000"}

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import click
 from pydantic import SecretStr
 
+from exporter.access import token_texts
 from exporter.configuration import SettingsError, load
 from exporter.simulate.scenario import BAD
 from exporter.units import parse_duration_seconds
@@ -125,4 +126,4 @@ def fail(*problems: str) -> NoReturn:
 
 
 def _text(secret: SecretStr | None) -> str:
-    return "" if secret is None else secret.get_secret_value().strip()
+    return next(iter(token_texts(secret)), "")

@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from exporter import logs
+from exporter.access import token_texts
 from exporter.settings import Settings
 from exporter.simulate.options import Duration, Url
 from exporter.simulate.progress import Show, progress
@@ -134,4 +135,4 @@ class Run:
 
 
 def _token(settings: Settings) -> str | None:
-    return None if settings.ingest_token is None else settings.ingest_token.get_secret_value()
+    return next(iter(token_texts(settings.ingest_token)), None)

@@ -136,7 +136,8 @@ async def into_directory(settings: Settings, kind: str, patience_seconds: float)
 @contextlib.asynccontextmanager
 async def _exporter(settings: Settings) -> AsyncIterator[str]:
     """Run an exporter in this process, on a port of this machine that the system picks; gives its stats URL."""
-    settings = settings.model_copy(update={"ingest_token": None, "metrics_listen": None})
+    none = ("ingest_token", "metrics_listen", "max_client_events_per_second", "max_app_events_per_second")
+    settings = settings.model_copy(update=dict.fromkeys(none))
     try:
         async with create_exporter(settings) as exporter:
             runner = web.AppRunner(exporter.public, access_log=None, auto_decompress=False, handle_signals=False)
