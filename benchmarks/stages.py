@@ -84,6 +84,8 @@ class Stages:
         self._batch = batch
         self._templates = bodies(load, batch)
         self._devices = 0
+        self._origin: tuple[object, ...] = ()
+        self._cells: dict[str, Cell] = {}
         self.state = State(settings, clock)
         derivation = make_derivation(settings, self.state, clock)
         if derivation is None:
@@ -172,9 +174,11 @@ class Stages:
 
     def _cell(self, event: Event) -> Cell:
         """Find a cell as intake does for a series that it met before."""
-        cell = self.intake._cells.get(  # noqa: SLF001 -- the very lookup is what is measured
-            (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
-        )
+        origin = (event.app_id, event.platform, event.version_name, event.is_prod, event.is_emulator)
+        if origin != self._origin:
+            self._origin = origin
+            self._cells = self.intake._cells.get(origin, {})  # noqa: SLF001 -- the very lookup is what is measured
+        cell = self._cells.get(event.action)
         if cell is None:  # a text that is no label itself
             version, _ = split_version(event.version_name or "")
             labels = Labels(event.app_id, event.platform or "", event.action, version, environment(event))
@@ -194,8 +198,7 @@ class Stages:
         size = self._batch * REQUESTS_A_GROUP
         for index, group in enumerate(groups):
             part = slice(index * size, (index + 1) * size)
-            for event, cell in zip(events[part], cells[part], strict=True):
-                derivation.observe(event, cell, derivation.device_hash(event.device_id), group, now_ms)
+            derivation.observe(events[part], cells[part], group, now_ms)
         for group, start in zip(groups, range(0, len(events), size), strict=True):
             for cell in cells[start : start + size]:
                 group.deltas[cell] = group.deltas.get(cell, 0) + 1

@@ -30,7 +30,7 @@ _CELL_CACHE_FACTOR: Final = 4
 NOT_ALLOWED: Final = Rejection("app_not_allowed", "This endpoint takes no events of this app")
 _UNKNOWN_ACTION: Final = Rejection("unknown_action", "This endpoint accepts known actions only")
 
-_Key = tuple[str, str | None, str, str | None, bool | None, bool | None]
+_Origin = tuple[str, str | None, str | None, bool | None, bool | None]
 
 
 class UnavailableError(Exception):
@@ -109,7 +109,8 @@ class Intake:
         self._committer = committer
         self._telemetry = telemetry
         self._clock = clock
-        self._cells: dict[_Key, Cell] = {}
+        self._cells: dict[_Origin, dict[str, Cell]] = {}
+        self._cached = 0
         self._max_cached = max_series * _CELL_CACHE_FACTOR
         committer.on_expired = self.forget_cells
 
@@ -140,6 +141,7 @@ class Intake:
     def forget_cells(self) -> None:
         """Drop the shortcuts to cells, after some were removed."""
         self._cells.clear()
+        self._cached = 0
 
     async def accept(self, batch: Batch) -> dict[int, Rejection]:
         """Store the events of a batch; on return they are on disk and visible.
@@ -196,7 +198,8 @@ class Intake:
         """Find the events that are to be counted, and their cells."""
         ids = identities(events)
         known = self._known(ids)
-        find = self._cells.get
+        origin: _Origin | None = None
+        cells: dict[str, Cell] = {}
         for index, (event, event_id) in enumerate(zip(events, ids, strict=True), start):
             if isinstance(event, Rejection):
                 staged.rejections[index] = event
@@ -204,10 +207,14 @@ class Intake:
             if event_id in known:
                 self._repeat(event_id, staged)
                 continue
-            cell = find(
-                (event.app_id, event.platform, event.action, event.version_name, event.is_prod, event.is_emulator)
-            )
+            # A batch comes from one device, and most of it from one version.
+            found = (event.app_id, event.platform, event.version_name, event.is_prod, event.is_emulator)
+            if found != origin:
+                origin = found
+                cells = self._cells.get(origin, {})
+            cell = cells.get(event.action)
             if cell is None:
+                origin = None  # there may be more cells now
                 placed = self._place(event, now_ms)
                 if placed is None:
                     continue
@@ -229,10 +236,8 @@ class Intake:
         prefixes = [f"{cell.head}{cell.tags}" for cell in fresh.cells]
         lines = self._points.encode(fresh.events, prefixes, fresh.ids, fresh.raw, now_ms)
         group.deltas.update(fresh.cells)
-        derivation = self.derivation
-        if derivation is not None:
-            for event, cell in zip(fresh.events, fresh.cells, strict=True):
-                derivation.observe(event, cell, derivation.device_hash(event.device_id), group, now_ms)
+        if self.derivation is not None:
+            self.derivation.observe(fresh.events, fresh.cells, group, now_ms)
         group.event_ids.update(dict.fromkeys(event_id for event_id in fresh.ids if event_id is not None))
         group.lines += lines
         group.events += len(lines)
@@ -279,12 +284,15 @@ class Intake:
 
     def _remember(self, event: Event, cell: Cell) -> None:
         """Keep the short way to a cell, for events whose texts are the labels themselves; so the number is bounded."""
-        if len(self._cells) >= self._max_cached:
-            self._cells.clear()
+        if self._cached >= self._max_cached:
+            self.forget_cells()
         # The labels' own texts, which are the same: those of the event would take as much room again for each key.
         app_id, platform, action, version, _ = cell.labels
         version_name = version if event.version_name else event.version_name
-        self._cells[app_id, platform, action, version_name, event.is_prod, event.is_emulator] = cell
+        origin = (app_id, platform, version_name, event.is_prod, event.is_emulator)
+        cells = self._cells.setdefault(origin, {})
+        self._cached += action not in cells
+        cells[action] = cell
 
 
 def _check(problem: str) -> None:

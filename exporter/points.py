@@ -42,7 +42,7 @@ class _Texts(NamedTuple):
 
 
 _Details = tuple[str, str, str]
-"""Fields that differ from event to event of one device: `duration_ms`, `metadata`, `old_version`; empty if there is none.
+"""Fields that differ from event to event of one device: `duration_ms`, `metadata`, `old_version`; else empty texts.
 
 No NamedTuple: making one takes as long as writing two of the fields.
 """

@@ -405,10 +405,14 @@ async def test_short_ways_are_bounded(clock: ManualClock, monkeypatch: pytest.Mo
                 server, [event(version, action, is_prod=prod, is_emulator=emu) for version, action, prod, emu in flags]
             )
             await accept(server, [event(channel=" " * number + "production") for number in range(1000, 1100)])
-            cells = intakes[-1]._cells  # noqa: SLF001 -- what takes the memory
-            assert 0 < len(cells) <= 1200
+            ways = [
+                (origin, action, cell.labels)
+                for origin, cells in intakes[-1]._cells.items()  # noqa: SLF001 -- what takes the memory
+                for action, cell in cells.items()
+            ]
+            assert 0 < len(ways) <= 1200
             # Each text is the one that the series has anyway.
-            assert all(key[0] is cell.labels.app_id and key[2] is cell.labels.action for key, cell in cells.items())
+            assert all(origin[0] is labels.app_id and action is labels.action for origin, action, labels in ways)
         assert server.exporter.derivation is not None
         channels = server.exporter.derivation._channels  # noqa: SLF001 -- what takes the memory
         assert set() == {sent for _, sent in channels if len(sent) > 128}

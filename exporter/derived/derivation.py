@@ -1,5 +1,6 @@
 """Working derived figures out of events: what each one means is written here, how it is kept elsewhere."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -29,6 +30,19 @@ _LATE_SIGHTS: Final = ~(Sight.RUNNING | Sight.RELEASED)
 _ELECTRON_PLUGIN: Final = "0.0."
 
 
+def device_hash(device_id: str | None) -> int:
+    """Give the hash of a device id as it was sent, 63 bits; 0 if there is none."""
+    return xxh3_64_intdigest(device_id.lower().encode()) >> 1 or 1 if device_id else 0
+
+
+def _role(event: Event, cell: Cell, group: Group) -> Role:
+    """Tell what an event means whose action alone does not say it."""
+    if event.action == "download_fail" and is_legacy_download_fail(event.platform, event.plugin_version):
+        group.derived.skip("legacy_download_fail")
+        return LEGACY_DOWNLOAD_FAIL
+    return role_of(cell.labels.action, event.action)
+
+
 class Derivation:
     """Derives figures from each event as it is staged, and in time from what did not come."""
 
@@ -53,63 +67,50 @@ class Derivation:
             max_event_age_seconds: the oldest device time that is believed.
         """
         self._state = state
-        self._track: Track | None = None
-        self._device = 0
-        self._seen = 0  # what the device was seen for, on that track and day
         self._labels = labels
         self._tally = Tally(figures)
         self._following = Following(state.episodes, self._tally, committer, clock)
         self._max_age_ms = int(max_event_age_seconds * 1000)
         self._channels: dict[tuple[str, str], str] = {}
-        self._last_device = ("", 0)
 
-    def device_hash(self, device_id: str | None) -> int:
-        """Give the hash of a device id as it was sent, 63 bits; 0 if there is none."""
-        if not device_id:
-            return 0
-        last_id, last_hash = self._last_device
-        if device_id == last_id:
-            return last_hash
-        device = xxh3_64_intdigest(device_id.lower().encode()) >> 1 or 1
-        self._last_device = (device_id, device)
-        return device
-
-    def observe(self, event: Event, cell: Cell, device: int, group: Group, now_ms: int) -> None:
-        """Stage what an event means to the derived figures.
+    def observe(self, events: Iterable[Event], cells: Iterable[Cell], group: Group, now_ms: int) -> None:
+        """Stage what events mean to the derived figures.
 
         Args:
-            event: the event as it was sent.
-            cell: where it is counted.
-            device: its device's hash.
+            events: the events as they were sent; most of the time those of one device.
+            cells: where each is counted.
             group: where to stage.
-            now_ms: when it arrived, in milliseconds since 1970.
+            now_ms: when they arrived, in milliseconds since 1970.
         """
-        track = cell.track or self._introduce(cell, now_ms)
-        role = cell.role or role_of(cell.labels.action, event.action)
-        time_ms = now_ms
-        is_timed = is_late = False
-        if event.timestamp is not None:
-            age_ms = now_ms - event.timestamp
-            is_late = age_ms > LATE_AFTER_MS
-            if -MAX_AHEAD_MS <= age_ms <= self._max_age_ms:
-                time_ms, is_timed = event.timestamp, True
-        if event.action == "download_fail" and is_legacy_download_fail(event.platform, event.plugin_version):
-            group.derived.skip("legacy_download_fail")
-            role = LEGACY_DOWNLOAD_FAIL
-        if track.is_prod:
-            sights = role.sights & _LATE_SIGHTS if is_late else role.sights
-            if track is not self._track or device != self._device:
-                self._track, self._device, self._seen = track, device, 0
-            # The usual case at its cheapest: the device was seen for all this a moment ago.
-            if sights & ~self._seen or track.seen_day != time_ms // DAY_MS:
-                self._seen = self._state.sightings.see(track, device, sights, (time_ms, now_ms), group.derived)
-        if is_late:
-            self._tally.count(families.LATE_EVENTS, (*track.labels, role.kind), group, now_ms)
-        elif role.code is not None and device and not (role.is_failure or event.metadata):  # again the usual case
-            entry = Entry(time_ms, role.code, now_ms - time_ms, is_timed)
-            self._following.add(track, device, entry, group)
-        elif not role.is_plain:
-            self._derive(event, cell, role, device, group, (time_ms, now_ms, is_timed))
+        see = self._state.sightings.see
+        device_id: str | None = None
+        device = seen = 0
+        seen_track: Track | None = None
+        for event, cell in zip(events, cells, strict=True):
+            track = cell.track or self._introduce(cell, now_ms)
+            role = cell.role or _role(event, cell, group)
+            if track is not seen_track or event.device_id != device_id:
+                seen_track, device_id, seen = track, event.device_id, 0
+                device = device_hash(device_id)
+            time_ms = now_ms
+            is_timed = is_late = False
+            if event.timestamp is not None:
+                age_ms = now_ms - event.timestamp
+                is_late = age_ms > LATE_AFTER_MS
+                if -MAX_AHEAD_MS <= age_ms <= self._max_age_ms:
+                    time_ms, is_timed = event.timestamp, True
+            if track.is_prod:
+                sights = role.sights & _LATE_SIGHTS if is_late else role.sights
+                # The usual case at its cheapest: the device was seen for all this by an event before.
+                if sights & ~seen or track.seen_day != time_ms // DAY_MS:
+                    seen = see(track, device, sights, (time_ms, now_ms), group.derived)
+            if is_late:
+                self._tally.count(families.LATE_EVENTS, (*track.labels, role.kind), group, now_ms)
+            elif role.code is not None and device and not (role.is_failure or event.metadata):  # again the usual case
+                entry = Entry(time_ms, role.code, now_ms - time_ms, is_timed)
+                self._following.add(track, device, entry, group)
+            elif not role.is_plain:
+                self._derive(event, cell, role, device, group, (time_ms, now_ms, is_timed))
 
     def _derive(
         self, event: Event, cell: Cell, role: Role, device: int, group: Group, times: tuple[int, int, bool]
@@ -146,7 +147,7 @@ class Derivation:
         labels = track_labels(cell.labels)
         is_new = labels not in self._state.tracks
         track = cell.track = self._state.track(labels)
-        if cell.labels.action != OTHER:
+        if cell.labels.action not in {OTHER, "download_fail"}:  # there the event decides
             cell.role = role_of(cell.labels.action, cell.labels.action)
         if is_new:
             self._tally.bear(track, now_ms)
