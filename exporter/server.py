@@ -39,8 +39,9 @@ class ListenError(Exception):
 async def serve(settings: Settings, source: Source) -> None:
     """Run an exporter until SIGTERM or SIGINT, then drain it; on SIGHUP read settings anew.
 
-    Requests under way are answered, and what can be delivered is. A second signal ends the process at once; then, too,
-    nothing that was answered is lost.
+    On the way out `/readyz` says so first, and everything is still taken for the shutdown delay, each reply ending its
+    connection: so proxies find somebody else before the listeners close. Requests under way are answered, and what can
+    be delivered is. A second signal ends the process at once; then, too, nothing that was answered is lost.
 
     Args:
         settings: what to run.
@@ -81,7 +82,8 @@ async def serve(settings: Settings, source: Source) -> None:
             async with manager.running(f"listening on {_url(public, tls)}", exporter.is_alive), reloader.running():
                 await stop.wait()
             exporter.drain.begun = True
-            log.info("stopping; a second signal ends the process at once")
+            log.info("stopping; a second signal ends the process at once", delay_seconds=settings.shutdown_delay)
+            await asyncio.sleep(settings.shutdown_delay)
     log.info("stopped")
 
 

@@ -180,6 +180,11 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity that is logged."
     )
+    shutdown_delay: Duration = Field(
+        0.0,
+        ge=0,
+        description="How long, on SIGTERM, `/readyz` says 503 and events are still taken: until proxies have noticed.",
+    )
     shutdown_timeout: Duration = Field(
         10.0, gt=0, description="Longest wait for requests under way, and then for the last delivery, on SIGTERM."
     )

@@ -49,7 +49,7 @@ def format_duration(seconds: float) -> str:
     for unit in ("d", "h", "m", "s"):
         if seconds >= _DURATION_UNITS[unit] and seconds % _DURATION_UNITS[unit] == 0:
             return f"{int(seconds // _DURATION_UNITS[unit])}{unit}"
-    return f"{Decimal(str(seconds)):f}s"
+    return f"{Decimal(str(seconds)):f}s" if seconds else "0s"
 
 
 def format_size(size_bytes: int) -> str:

@@ -62,16 +62,14 @@ def observe(telemetry: Telemetry, clock: Clock, drain: Drain, connections: Conne
         try:
             response = await handler(request)
             status = response.status
-            if drain.begun:
-                response.force_close()
         except web.HTTPException as error:
             status = error.status
             refusal = reply_error(status, error.reason.lower().replace(" ", "_"), error.reason)
             if "Allow" in error.headers:
                 refusal.headers["Allow"] = error.headers["Allow"]
-            return refusal
+            return _last_if(drain, refusal)
         else:
-            return response
+            return _last_if(drain, response)
         finally:
             connections.end(request.protocol)
             drain.leave()
@@ -79,6 +77,13 @@ def observe(telemetry: Telemetry, clock: Clock, drain: Drain, connections: Conne
             telemetry.request_duration.labels(name).observe(clock.monotonic() - started)
 
     return middleware
+
+
+def _last_if(drain: Drain, response: web.StreamResponse) -> web.StreamResponse:
+    """Let a reply end its connection if the exporter is stopping."""
+    if drain.begun:
+        response.force_close()
+    return response
 
 
 def _handler_name(request: web.Request) -> str:

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from deploy.generate import manifests
 from exporter.settings import Settings, variable
+from exporter.units import parse_duration_seconds
 from tests.support.process import minimal_environment
 
 ROOT: Final = Path(__file__).parents[1]
@@ -209,8 +210,11 @@ def test_the_pod_is_the_dockerfiles_and_composes(rendered: list[Manifest], compo
     assert service["read_only"] is security["readOnlyRootFilesystem"] is True
     assert service["cap_drop"] == security["capabilities"]["drop"]
     assert security["allowPrivilegeEscalation"] is False
-    pause = int(exporter["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert int(service["stop_grace_period"].removesuffix("s")) + pause <= pod["terminationGracePeriodSeconds"]
+    delay = parse_duration_seconds(one(rendered, "ConfigMap")["data"]["EXPORTER_SHUTDOWN_DELAY"])
+    grace = parse_duration_seconds(service["stop_grace_period"])
+    assert delay > 0
+    assert 2 * Settings().shutdown_timeout < grace
+    assert grace + delay <= pod["terminationGracePeriodSeconds"]
     assert exporter["image"].startswith("registry.example.com/capgo-stats-exporter:")
 
 

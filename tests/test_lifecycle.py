@@ -295,3 +295,37 @@ async def test_a_body_that_never_ends_does_not_hold_the_end_up(exporter_process:
     exporter = await exporter_process({"EXPORTER_SHUTDOWN_TIMEOUT": "0.3s"})
     with half_a_request(exporter.url, json.dumps(event(1)).encode()):
         assert 0 == await exporter.terminate()
+
+
+async def test_what_comes_while_proxies_are_to_notice_is_taken(exporter_process: StartExporter) -> None:
+    """After a signal `/readyz` says so, and what is posted is stored; each reply ends its connection."""
+    exporter = await exporter_process({"EXPORTER_SHUTDOWN_DELAY": "600s"})
+    before = await exporter.post(event(1))
+    os.kill(exporter.pid, signal.SIGTERM)
+    await stopping(exporter)
+    ready = await exporter.request("GET", "/readyz")
+    old, new, nowhere = (
+        await exporter.post(event(2)),
+        await exporter.post(event(3)),
+        await exporter.post("", "/nowhere"),
+    )
+    assert [200, 503, 200, 200, 404] == [reply.status for reply in (before, ready, old, new, nowhere)]
+    assert [None, *["close"] * 4] == [reply.headers.get("Connection") for reply in (before, ready, old, new, nowhere)]
+    assert "draining" == ready.json()["status"]
+    assert 200 == (await exporter.request("GET", "/healthz")).status
+    os.kill(exporter.pid, signal.SIGTERM)
+    assert 130 == await exporter.wait()
+    del exporter.env["EXPORTER_SHUTDOWN_DELAY"]
+    await exporter.restart()
+    assert 3 == await value(exporter)
+
+
+async def test_the_listener_closes_when_proxies_had_their_time(exporter_process: StartExporter) -> None:
+    """The end comes after the delay and not before, and without one at once; both times the exit code is 0."""
+    for delay_seconds in (0.0, 0.7):
+        exporter = await exporter_process({"EXPORTER_SHUTDOWN_DELAY": f"{delay_seconds}s"})
+        started = time.monotonic()
+        assert 0 == await exporter.terminate()
+        assert time.monotonic() - started >= delay_seconds
+        (line,) = exporter.events("stopping; a second signal ends the process at once")
+        assert delay_seconds == line["delay_seconds"]

@@ -1,7 +1,9 @@
 """Three exporters behind a real nginx: they add up, a rolling restart loses nothing, and what counts twice."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import zlib
 from collections import Counter
@@ -14,11 +16,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import StartPrometheus, V2InfluxDB
-from tests.support.exporter import EVENTS_TOTAL, CounterKey
+from tests.support.exporter import EVENTS_TOTAL, CounterKey, ExporterProcess
 from tests.support.kills import by_series, nonzero_counters, points, sample
 from tests.support.ports import wait_for
 from tests.support.prometheus import Series
-from tests.support.proxies import Phone
+from tests.support.proxies import Caddy, Nginx, Phone, Proxy
 from tests.support.replicas import REPLICAS, Cluster, Reporter, at_work, cluster, reporters
 
 PROMETHEUS: Final = Path(__file__).parents[1] / "prometheus"
@@ -57,6 +59,49 @@ async def test_a_rolling_restart_loses_nothing_and_doubles_nothing(
 
         await wait_for(journals_are_empty, 30, "the journals to be empty")
         assert len(points(events)) == await v2_influxdb.server.count("capgo_stats", "count")
+
+
+@pytest.mark.parametrize(
+    ("kind", "restarts", "answers"),
+    [
+        pytest.param(Caddy, 2, {200}, marks=pytest.mark.server("caddy")),
+        # A reload of nginx closes idle connections, also one that a device is about to use.
+        pytest.param(Nginx, 1, {200, 0}, marks=pytest.mark.server("nginx")),
+    ],
+)
+@pytest.mark.server("openssl")
+async def test_a_restart_that_proxies_are_told_of_costs_no_answer(
+    kind: type[Nginx | Caddy], restarts: int, answers: set[int], tmp_path: Path
+) -> None:
+    """With a delay, in which Caddy asks and nginx is told, no POST is answered 502 while exporters are restarted."""
+    env = {"EXPORTER_SHUTDOWN_DELAY": "3s"}
+    async with cluster(tmp_path / "cluster", env, kind) as replicas, reporters(replicas.proxy, 8, seed=3) as devices:
+        async with at_work(devices):
+            for exporter in replicas.exporters[:restarts]:
+                await _restart_unnoticed(replicas.proxy, exporter)
+        expected = by_series([event for device in devices for event in device.device.acknowledged])
+        assert expected == await replicas.counted()
+        for exporter in replicas.exporters:
+            await exporter.kill9()  # else each would wait for proxies once more
+    assert answers >= {status for device in devices for status in device.statuses}
+
+
+async def _restart_unnoticed(proxy: Proxy, exporter: ExporterProcess) -> None:
+    """Restart an exporter; if it is behind nginx, nginx is told once `/readyz` says that it stops."""
+    if not isinstance(proxy, Nginx):
+        await exporter.restart(same_port=True)
+        return
+    address = exporter.url.removeprefix("http://")
+    os.kill(exporter.pid, signal.SIGTERM)
+
+    async def is_draining() -> bool:
+        return (await exporter.request("GET", "/readyz")).status == 503
+
+    await wait_for(is_draining)
+    proxy.take_out(address)
+    assert 0 == await exporter.wait()
+    await exporter.restart(same_port=True)
+    proxy.take_back(address)
 
 
 @pytest.mark.server("nginx", "openssl")

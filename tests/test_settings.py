@@ -62,6 +62,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [
     ("EXPORTER_INFLUX_TIMEOUT", 10.0, "250ms", 0.25),
     ("EXPORTER_LOG_FORMAT", "auto", "json", "json"),
     ("EXPORTER_LOG_LEVEL", "info", "warning", "warning"),
+    ("EXPORTER_SHUTDOWN_DELAY", 0.0, "5s", 5.0),
     ("EXPORTER_SHUTDOWN_TIMEOUT", 10.0, "1.5m", 90.0),
 ]
 SECRET_NAMES = [

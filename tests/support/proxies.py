@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -169,9 +170,22 @@ class Nginx(Proxy):
             "/etc/ssl/stats.example.com/key.pem;": f"{certificate.key_path};",
             "/var/log/nginx/capgo-stats.access.log capgo_stats;": f"{directory}/access.log capgo_stats;",
         }
-        (directory / "capgo-stats.conf").write_text(_replaced(text, placeholders))
+        self._configuration = directory / "capgo-stats.conf"
+        self._configuration.write_text(_replaced(text, placeholders))
         user = "user root;" if os.geteuid() == 0 else ""
         (directory / "nginx.conf").write_text(_NGINX_MAIN.format(user=user, directory=directory))
+
+    def take_out(self, exporter: str) -> None:
+        """Send nothing to an exporter any more, as an operator would have it: `down`, and a reload."""
+        text = self._configuration.read_text()
+        self._configuration.write_text(_replaced(text, {f"server {exporter} ": f"server {exporter} down "}))
+        self.process.send_signal(signal.SIGHUP)
+
+    def take_back(self, exporter: str) -> None:
+        """Send to it again."""
+        text = self._configuration.read_text()
+        self._configuration.write_text(_replaced(text, {f"server {exporter} down ": f"server {exporter} "}))
+        self.process.send_signal(signal.SIGHUP)
 
 
 class Caddy(Proxy):

@@ -13,7 +13,7 @@ from typing import Any, Final
 from tests.support.exporter import CounterKey, ExporterProcess
 from tests.support.kills import NO_ANSWER, Device, nonzero_counters
 from tests.support.ports import free_port
-from tests.support.proxies import Certificate, Nginx, Phone, Proxy
+from tests.support.proxies import Caddy, Certificate, Nginx, Phone, Proxy
 
 REPLICAS: Final = 3
 SHARDS: Final = 256
@@ -36,12 +36,13 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def cluster(directory: Path, env: Mapping[str, str]) -> AsyncIterator[Cluster]:
-    """Start the exporters, on ports that they keep over restarts, and nginx.
+async def cluster(directory: Path, env: Mapping[str, str], kind: type[Nginx | Caddy] = Nginx) -> AsyncIterator[Cluster]:
+    """Start the exporters, on ports that they keep over restarts, and the proxy.
 
     Args:
         directory: An empty one for all of them.
         env: Settings of each exporter.
+        kind: The proxy.
     """
     async with AsyncExitStack() as stack:
         exporters = [
@@ -51,10 +52,10 @@ async def cluster(directory: Path, env: Mapping[str, str]) -> AsyncIterator[Clus
         for exporter in exporters:
             stack.push_async_callback(exporter.close)
         await asyncio.gather(*(exporter.start() for exporter in exporters))
-        home = directory / "nginx"
+        home = directory / "proxy"
         home.mkdir()
         urls = [exporter.url.removeprefix("http://") for exporter in exporters]
-        yield Cluster(exporters, await stack.enter_async_context(Nginx(home, urls, Certificate(directory))))
+        yield Cluster(exporters, await stack.enter_async_context(kind(home, urls, Certificate(directory))))
 
 
 @dataclass
