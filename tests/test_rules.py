@@ -22,7 +22,7 @@ RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
 RECEIVERS = {"critical": "page", "warning": "team"}
 ANNOTATIONS = {"summary", "description", "runbook_url", "dashboard_url"}
 # Of the past hour, and once is enough.
-WITHOUT_FOR = {"CapgoDeadLetters"}
+WITHOUT_FOR = {"CapgoDeadLetters", "CapgoJournalDamaged"}
 # What Prometheus has itself.
 FOREIGN = {
     "up": {"job", "instance"},

@@ -67,7 +67,16 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(86400.0, "1d"), (3600.0, "1h"), (5400.0, "90m"), (60.0, "1m"), (61.0, "61s"), (0.0, "0s"), (1e-05, "0.00001s")],
+    [
+        (86400.0, "1d"),
+        (3600.0, "1h"),
+        (5400.0, "90m"),
+        (60.0, "1m"),
+        (61.0, "61s"),
+        (0.5, "0.5s"),
+        (1e-05, "0.00001s"),
+        (0.0, "0s"),
+    ],
 )
 def test_format_duration(seconds: float, text: str) -> None:
     """The largest unit that leaves a whole number, never an exponent."""

@@ -32,7 +32,12 @@ def board() -> Board:
 def _now() -> list[Panel]:
     lost = " + ".join(
         promql.total(promql.increase(own(name)))
-        for name in ("journal_dropped_points_total", "rejected_points_total", "dead_letters_dropped_points_total")
+        for name in (
+            "journal_dropped_points_total",
+            "journal_lost_points_total",
+            "rejected_points_total",
+            "dead_letters_dropped_points_total",
+        )
     )
     return [
         stat_panel(
@@ -69,7 +74,7 @@ def _now() -> list[Panel]:
         stat_panel(
             About(
                 "Points lost",
-                "Points that InfluxDB will not have: refused for good, or dropped, in the time range.",
+                "Points that InfluxDB will not have: refused for good, dropped, or unreadable, in the time range.",
                 "any. Counters have them all the same.",
             ),
             "short",
@@ -145,6 +150,7 @@ def _intake() -> list[Panel]:
             width=8,
         ),
         *_oddities(),
+        *_limits(),
     ]
 
 
@@ -177,4 +183,29 @@ def _oddities() -> list[Panel]:
             for title, meaning, bad, metric, label in rows
         ),
         counts(late, select("capgo_late_events_total", without=tuple(VARIABLES)), "kind", width=6),
+    ]
+
+
+def _limits() -> list[Panel]:
+    return [
+        counts(
+            About(
+                "Requests put off",
+                "Requests over the limit of events a second of a client or of an app, answered 503.",
+                "any: devices send again, and old plugins lose events.",
+            ),
+            own("requests_shed_total"),
+            "limit",
+            width=12,
+        ),
+        graph(
+            About(
+                "Settings in force",
+                "1 while the settings that files hold are in force, 0 while those files are wrong.",
+                "a line at 0: the log says what is wrong. A restart would fail.",
+            ),
+            "short",
+            [Prom(own("settings_reload_successful"), "{{instance}}")],
+            width=12,
+        ),
     ]

@@ -37,6 +37,8 @@ def journal() -> list[Panel]:
             ("commit_failures", "commits"),
             ("read_failures", "reads"),
             ("dropped_points", "points dropped"),
+            ("repairs", "repairs"),
+            ("lost_points", "points lost in repairs"),
         )
     ]
     return [
@@ -55,7 +57,7 @@ def journal() -> list[Panel]:
         bars(
             About(
                 "Failures of the journal",
-                "Failed commits and reads, and points dropped.",
+                "Failed commits and reads, repairs, points dropped and points that could not be read.",
                 "any: the disk fails, or the journal is full.",
             ),
             "short",
