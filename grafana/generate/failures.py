@@ -15,7 +15,8 @@ _AFFECTED: Final = "capgo_version_affected_devices"
 _FAILURES: Final = "capgo_update_failures_total"
 _BY_VERSION: Final = ("app_id", "version")
 _NO_SUM: Final = (
-    "Distinct devices cannot be added up over versions, windows or replicas; of replicas the highest is shown."
+    "Distinct devices cannot be added up over versions, windows or replicas; "
+    "of replicas the highest is shown, or the sum if the rules say so."
 )
 _BOUND: Final = "lower end of its 95 % interval (Wilson's): where few updates were tried it stays low"
 _SAMPLE: Final = 5000
@@ -40,7 +41,7 @@ def board() -> Board:
 
 
 def _now() -> list[Panel]:
-    affected = promql.highest(select(_AFFECTED, 'window="1d"'), *_BY_VERSION)
+    affected = promql.joined(select(_AFFECTED, 'window="1d"'), *_BY_VERSION)
     return [
         stat_panel(
             About(
@@ -107,7 +108,7 @@ def _worst() -> Panel:
         Column("Roll-backs", promql.rollbacks(*_BY_VERSION)),
         Column("Failed", promql.fails(*_BY_VERSION)),
         Column("Installs", promql.installs(*_BY_VERSION)),
-        Column("Devices hurt today", promql.highest(select(_AFFECTED, 'window="1d"'), *_BY_VERSION)),
+        Column("Devices hurt today", promql.joined(select(_AFFECTED, 'window="1d"'), *_BY_VERSION)),
     ]
     panel = table_panel(about, _BY_VERSION, columns, sort="At least")
     url = f"{FAILURES_LINK}&var-app=${{__data.fields.App}}&var-version=${{__value.raw}}"
@@ -139,7 +140,7 @@ def _over_time() -> list[Panel]:
                 "one version's line that climbs away from the others.",
             ),
             "short",
-            [Prom(promql.highest(select(_AFFECTED, 'window="1d"'), *_BY_VERSION), "{{app_id}} {{version}}")],
+            [Prom(promql.joined(select(_AFFECTED, 'window="1d"'), *_BY_VERSION), "{{app_id}} {{version}}")],
             color=RED,
         ),
     ]

@@ -28,7 +28,7 @@ _BY_VERSION: Final = ("app_id", "version")
 _PROD: Final = "Production only, whatever the environment above."
 _NO_SUM: Final = (
     "Distinct devices are estimated to about 2 %, and cannot be added up over versions, windows or replicas; of "
-    "replicas the highest is shown."
+    "replicas the highest is shown, or the sum if the rules say so."
 )
 _NEXT: Final = "Crashes are reported at the next launch, against the version that runs then."
 _PERCENTILES: Final = ((0.5, "50th"), (0.9, "90th"), (0.99, "99th"))
@@ -102,7 +102,7 @@ def _now() -> list[Panel]:
 
 def _issue_free_of_many() -> str:
     """Leave out versions of so few devices that one with trouble is a bad share."""
-    devices = promql.highest(select("capgo_version_devices", 'window="1d"'), *_BY_VERSION)
+    devices = promql.joined(select("capgo_version_devices", 'window="1d"'), *_BY_VERSION)
     share = promql.highest(select(_ISSUE_FREE, 'window="1d"'), *_BY_VERSION)
     return f"{share} and ({devices} >= {thresholds.ISSUE_FREE_DEVICES})"
 
@@ -120,7 +120,7 @@ def _versions() -> Panel:
             "percentunit",
             Bad(thresholds.ISSUE_FREE_RATIO, below=True),
         ),
-        Column("Devices today", promql.highest(select("capgo_version_devices", 'window="1d"'), *_BY_VERSION)),
+        Column("Devices today", promql.joined(select("capgo_version_devices", 'window="1d"'), *_BY_VERSION)),
         Column("Crashes", _count(_CRASHES, *_BY_VERSION)),
         Column("ANR", _count(_ANR, *_BY_VERSION)),
         Column("WebView errors", _count(_WEBVIEW, *_BY_VERSION)),

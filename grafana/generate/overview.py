@@ -9,7 +9,10 @@ from grafana.generate.panels import RED, About, Bad, bars, graph, stat_panel
 from grafana.generate.tables import FAILURES_LINK, Column, linked, table_panel
 from grafana.generate.targets import Prom
 
-_NO_SUM = "Distinct devices cannot be added up over versions, windows or replicas; of replicas the highest is shown."
+_NO_SUM = (
+    "Distinct devices cannot be added up over versions, windows or replicas; "
+    "of replicas the highest is shown, or the sum if the rules say so."
+)
 
 
 def board() -> Board:

@@ -15,6 +15,7 @@ ALERTS: Final = 'ALERTS{alertstate="firing", alertname=~"Capgo.+", app_id=~"|$ap
 APP_ALERTS: Final = 'ALERTS{alertstate="firing", alertname=~"Capgo.+", app_id=~"$app"}'
 EXPORTER_ALERTS: Final = 'ALERTS{alertstate="firing", alertname=~"Capgo.+", app_id=""}'
 
+DEVICES_SUMMED: Final = "capgo:devices_summed:const"
 RULES_LOADED: Final = "capgo:threshold_rollbacks_min:const"
 """Is there if Prometheus has loaded `prometheus/rules`."""
 
@@ -29,7 +30,7 @@ def total(expression: str, *by: str) -> str:
 
 
 def highest(expression: str, *by: str) -> str:
-    """Take the highest of the replicas: distinct devices cannot be added up."""
+    """Take the highest of the replicas."""
     return f"max by ({', '.join(by)}) ({expression})" if by else f"max({expression})"
 
 
@@ -128,6 +129,11 @@ def wilson_of_fails(*by: str, window: str = RANGE, without: tuple[str, ...] = ()
     return wilson(fails(*by, window=window, without=without), installs(*by, window=window, without=without))
 
 
+def joined(expression: str, *by: str) -> str:
+    """Join the replicas' distinct devices: the highest, or the sum if the rules say that they share none."""
+    return f"({total(expression, *by)} and on () {DEVICES_SUMMED} == 1 or {highest(expression, *by)})"
+
+
 def newest(rank: int) -> str:
     """Give 1 for the version of each app that has a rank: 1 is the newest, 2 the one before."""
     matchers = ('order="first_seen"', f'rank="{rank}"')
@@ -141,7 +147,7 @@ def of_rank(expression: str, rank: int) -> str:
 
 def devices(window: str, *by: str) -> str:
     """Count distinct devices; platforms may be added up, as a device has one, replicas and windows may not."""
-    return total(highest(select("capgo_devices", f'window="{window}"'), "app_id", "platform"), *by)
+    return total(joined(select("capgo_devices", f'window="{window}"'), "app_id", "platform"), *by)
 
 
 def firing(*by: str, alerts: str = ALERTS) -> str:

@@ -44,8 +44,8 @@ def _adoption_of(*, without: tuple[str, ...] = ()) -> str:
 
 def _now() -> list[Panel]:
     every = ("version",)
-    outcome = promql.highest(select("capgo_device_day_outcomes", 'window="7d"'), "app_id", "outcome")
-    good = promql.highest(select("capgo_device_day_outcomes", 'outcome="success"', 'window="7d"'), "app_id")
+    outcome = promql.joined(select("capgo_device_day_outcomes", 'window="7d"'), "app_id", "outcome")
+    good = promql.joined(select("capgo_device_day_outcomes", 'outcome="success"', 'window="7d"'), "app_id")
     return [
         stat_panel(
             About(
@@ -195,7 +195,7 @@ def _installs() -> list[Panel]:
             "short",
             [
                 Prom(
-                    promql.highest(select("capgo_version_devices", 'window="7d"'), *_BY_VERSION),
+                    promql.joined(select("capgo_version_devices", 'window="7d"'), *_BY_VERSION),
                     "{{app_id}} {{version}}",
                 )
             ],
