@@ -43,7 +43,7 @@ setup: $(DEVELOPMENT) ## all that is needed to work on it, with the checks befor
 	$(BIN)/pre-commit install
 
 .PHONY: audit
-audit: $(DEVELOPMENT) ## look up known vulnerabilities of everything installed; asks pypi.org, and fails if that cannot be
+audit: $(DEVELOPMENT) ## look up known vulnerabilities of everything installed; asks the advisory database, fails without it
 	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable > $(VENV)/audited.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement $(VENV)/audited.txt
 
