@@ -300,7 +300,7 @@ def _colors(part: object) -> set[str]:
 
 @boards
 def test_distinct_devices_say_that_they_cannot_be_added_up(board: Json) -> None:
-    """Each panel of distinct devices takes the highest of the replicas, and says so; counts may be added up by choice."""
+    """Each panel of distinct devices takes the highest of the replicas, and says so; or their sum, by choice."""
     summed = re.compile(r"sum (by \([\w, ]+\) \(capgo_[^()]*\)) and on \(\) capgo:devices_summed:const == 1 or max \1")
     gauges = re.compile(r"capgo_(devices|version_(affected_)?devices|version_\w+_ratio|device_day_outcomes)\{")
     for panel in data_panels(board):
