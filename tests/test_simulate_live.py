@@ -20,9 +20,9 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 
 from exporter.cli import main
+from exporter.progress import progress
 from exporter.simulate.fleet import Fleet
 from exporter.simulate.live import Live, Target
-from exporter.simulate.progress import progress
 from exporter.simulate.scenario import Noise, Scenario, demo
 from tests.conftest import StartExporter
 from tests.support.exporter import ExporterProcess, parse_counters
@@ -447,7 +447,7 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log gets a line every ten seconds, and one at the end."""
     now = 1000.0
-    monkeypatch.setattr("exporter.simulate.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("exporter.progress.time.monotonic", lambda: now)
     lines = io.StringIO()
     with progress("simulate", lines) as show:
         for second in range(26):

@@ -11,14 +11,14 @@ from typing import Any, Final, cast
 
 import click
 
+from exporter.parameters import Duration, Url
+from exporter.progress import Show, progress
 from exporter.simulate import summary
 from exporter.simulate.backfill import Plan, backfill
 from exporter.simulate.fleet import Fleet
 from exporter.simulate.live import Live, Target
 from exporter.simulate.options import (
     NOTHING_BAD,
-    Duration,
-    Url,
     fail,
     fleet_options,
     releases_url,
@@ -26,7 +26,6 @@ from exporter.simulate.options import (
     time_options,
     tokens,
 )
-from exporter.simulate.progress import Show, progress
 from exporter.simulate.scenario import Bad, demo, month
 from exporter.simulate.throwaway import NotStartedError, throwaway_exporter
 from exporter.units import parse_duration_seconds

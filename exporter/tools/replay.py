@@ -12,9 +12,9 @@ import click
 
 from exporter import logs
 from exporter.access import token_texts
+from exporter.parameters import Duration, Url
+from exporter.progress import Show, progress
 from exporter.settings import Settings
-from exporter.simulate.options import Duration, Url
-from exporter.simulate.progress import Show, progress
 from exporter.tools.options import data_option, ending, influx_options, read_settings
 from exporter.tools.problems import ToolError, UsageError
 from exporter.tools.replaying import Passage, Target, into_directory, into_influxdb, posting

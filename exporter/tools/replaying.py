@@ -18,8 +18,8 @@ from exporter.journal.letters import list_letters
 from exporter.journal.lock import LockedError
 from exporter.journal.opening import FILE_NAME, UnusableError
 from exporter.privacy import read_hash_key
+from exporter.progress import Show
 from exporter.settings import Settings
-from exporter.simulate.progress import Show
 from exporter.tools.inspection import status
 from exporter.tools.keeper import Keeper, open_keeper
 from exporter.tools.problems import DataError, RemoteError, UsageError
