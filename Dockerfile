@@ -24,9 +24,9 @@ USER 10001:10001
 VOLUME ["/data"]
 EXPOSE 9746
 
-# No curl in the image. /healthz is on the metrics listener where there is one; both are set by environment variables here.
+# It reads the exporter's own environment: which listener, TLS, a Unix socket.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import http.client, os; e = os.environ.get; c = http.client.HTTPConnection(e('EXPORTER_METRICS_LISTEN') or e('EXPORTER_LISTEN') or '0.0.0.0:9746', timeout=4); c.request('GET', '/healthz'); raise SystemExit(c.getresponse().status != 200)"]
+    CMD ["python", "-m", "exporter.health"]
 
 ENTRYPOINT ["capgo-exporter"]
 CMD ["serve"]

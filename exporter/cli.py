@@ -12,6 +12,7 @@ import uvloop
 
 from exporter import __version__, logs
 from exporter.configuration import SettingsError, Source, describe, render
+from exporter.health import EXIT_UNWELL, ask
 from exporter.journal.lock import LockedError
 from exporter.journal.opening import UnusableError
 from exporter.server import ListenError, serve
@@ -106,6 +107,21 @@ def check_config_command(*, connect: bool, **options: str | None) -> None:
         _fail("EXPORTER_INFLUX_URL: not set, so there is nothing to connect to", EXIT_SETTINGS)
     if not asyncio.run(report_connection(settings, lambda line: click.echo(line, err=True))):
         sys.exit(EXIT_REMOTE)
+
+
+@main.command("health")
+@click.option("--ready", is_flag=True, help="Ask whether it can take events now, /readyz, instead of /healthz.")
+@_setting_options
+def health_command(*, ready: bool, **options: str | None) -> None:
+    """Ask the exporter that runs with these settings how it is: over TCP, TLS or a Unix socket.
+
+    `python -m exporter.health` asks /healthz in a sixth of the CPU time, which is better for probes.
+
+    Exit codes: 0 it is well, 1 it is not, or cannot be reached, 2 wrong settings.
+    """
+    is_well, answer = ask(_load(Source(os.environ, options, Path(".env"))), "/readyz" if ready else "/healthz")
+    click.echo(answer, err=not is_well)
+    sys.exit(0 if is_well else EXIT_UNWELL)
 
 
 @main.command(
