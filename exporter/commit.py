@@ -30,6 +30,7 @@ _PROBE_SECONDS: Final = 1.0
 _CALM_SECONDS: Final = 60.0
 """A journal that fails again within it is still in the same trouble: a disk that is just full takes small writes."""
 
+_LOOK_SECONDS: Final = 0.5
 _TURNS: Final = 3
 """So many turns of the event loop are from data that can be read to events that are staged.
 
@@ -139,8 +140,14 @@ class Committer:
         await self.repairs.wait()
 
     async def answer(self) -> None:
-        """Return once the journal's thread has answered; one that hangs, at a disk that does, never does."""
-        await self._in_thread(lambda: None)
+        """Return once the journal's thread has answered, or a repair has got on that keeps it busy.
+
+        It never returns where that thread hangs, at a disk that does.
+        """
+        answer = asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+        while not (await asyncio.wait([answer], timeout=_LOOK_SECONDS))[0]:
+            if self.repairs.gets_on():
+                return
 
     def stop(self) -> None:
         """Let `run` return once everything staged is stored."""

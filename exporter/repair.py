@@ -47,6 +47,8 @@ class Repairs:
         self._salvage: Salvage | None = None
         self._not_before = -AGAIN_SECONDS
         self._is_stopping = False
+        self._is_adopting = False
+        self._seen_steps = -1
         self.error = ""
 
     async def run(self, known: int) -> bool:
@@ -90,6 +92,14 @@ class Repairs:
         if self._task is not None:
             await asyncio.wait([self._task])
 
+    def gets_on(self) -> bool:
+        """Tell whether the journal's thread is busy with a repair that has got on since this was last asked."""
+        if self._salvage is None or not self._is_adopting:
+            return False
+        steps = self._salvage.steps
+        before, self._seen_steps = self._seen_steps, steps
+        return steps != before
+
     def _end(self, _: object) -> None:
         self._task = None
 
@@ -100,6 +110,7 @@ class Repairs:
         try:
             until = await loop.run_in_executor(self._thread, self._journal.begin_salvage)
             await asyncio.to_thread(_copy, salvage, until)
+            self._is_adopting = True
             salvaged = await loop.run_in_executor(self._thread, self._journal.adopt, salvage)
         except (sqlite3.Error, OSError, SalvageError) as error:
             if not is_asked_for:
@@ -110,6 +121,7 @@ class Repairs:
             await loop.run_in_executor(self._thread, self._journal.end_salvage)
             return False
         finally:
+            self._is_adopting = False
             self._salvage = None
             with contextlib.suppress(OSError, sqlite3.Error):
                 await asyncio.to_thread(salvage.discard)
@@ -118,7 +130,7 @@ class Repairs:
         if not is_asked_for or salvaged.lost_points or salvaged.lost_dead_letter_points:
             report_repair(self._telemetry, salvaged, seconds=round(self._monotonic() - started, 3))
         elif salvaged.kept is not None:
-            salvaged.kept.unlink(missing_ok=True)
+            await asyncio.to_thread(salvaged.kept.unlink, missing_ok=True)  # gibibytes take a while
         return True
 
 

@@ -205,7 +205,9 @@ def test_transactions_during_a_salvage_are_kept(tmp_path: Path) -> None:
     journal.commit(group(GROUPS + 1, delivered=[1, 2]))
     salvage.copy_points(until)
     journal.commit(group(GROUPS + 2, delivered=[3, GROUPS - 1]))
+    copied = salvage.steps
     salvaged = journal.adopt(salvage)
+    assert 0 < copied < salvage.steps  # the watchdog is told that both halves get on
     journal.commit(group(GROUPS + 3, delivered=[4, GROUPS + 2]))
     rows = reader.read(0, 10**6)
     expected = expected - {1, 2, 3, 4, GROUPS - 1} | {GROUPS + 1, GROUPS + 3}

@@ -14,13 +14,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from exporter.cli import EXIT_SETTINGS
 from exporter.connections import RESERVED_FILES
+from exporter.journal.salvage import Salvage, Salvaged
 from exporter.notify import ServiceManager
 from exporter.settings import Settings
+from exporter.tools.keeper import open_keeper
 from tests.support.exporter import ExporterProcess, influx_settings
 from tests.support.fakeinflux import ScriptedInflux
 from tests.support.inprocess import running
@@ -163,6 +166,41 @@ async def test_thread_that_hangs_ends_the_signs(listener: Manager, thread: str) 
             assert not listener.has_heard()
         finally:
             go_on.set()
+        await listener.until("WATCHDOG=1")
+
+
+async def test_long_repair_is_alive_while_it_gets_on(listener: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a repair has the journal's thread there are signs as long as it copies, and none where it stands still."""
+    finish = Salvage.finish
+    began, stands, stood, go_on = (threading.Event() for _ in range(4))
+
+    def slow(salvage: Salvage, *args: Any) -> Salvaged:
+        began.set()
+        while not stands.wait(0.01):
+            salvage.note_step()
+        stood.set()
+        go_on.wait()
+        return finish(salvage, *args)
+
+    monkeypatch.setattr(Salvage, "finish", slow)
+    manager = ServiceManager(listener.address, watchdog_seconds=0.1)
+    async with running() as exporter, manager.running("works", exporter.exporter.is_alive):
+        async with open_keeper(exporter.settings.data_dir) as keeper, asyncio.TaskGroup() as tasks:
+            tasks.create_task(keeper.vacuum())
+            try:
+                await wait_for(began.is_set, 10, "the journal's thread to be busy")
+                listener.forget()
+                for _ in range(3):
+                    await listener.until("WATCHDOG=1")
+                stands.set()
+                await wait_for(stood.is_set)
+                await asyncio.sleep(0.7)  # one that was due before may still come
+                listener.forget()
+                await asyncio.sleep(1.2)  # it is looked at twice
+                assert not listener.has_heard()
+            finally:
+                stands.set()
+                go_on.set()
         await listener.until("WATCHDOG=1")
 
 

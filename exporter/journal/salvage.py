@@ -23,6 +23,7 @@ from exporter.journal.totals import read_totals
 
 ROOM_LEFT_BYTES: Final = 64 << 20
 _PATIENCE_SECONDS: Final = 0.1  # events wait meanwhile
+_INSTRUCTIONS_A_STEP: Final = 100_000  # of SQLite's virtual machine: some milliseconds
 _LAST_TRANSACTION: Final = "SELECT last_transaction FROM damaged.state"
 _LAST_DEAD_LETTER: Final = "SELECT max(seq) FROM damaged.sqlite_sequence WHERE name = 'dead_letters'"
 _WHOLE_TABLES: Final = (
@@ -63,11 +64,13 @@ class Salvage:
 
     Attributes:
         stopping: once it is set, a method that copies ends with an error.
+        steps: rises while a method gets on, whichever thread it runs in; it stands still where the disk does.
     """
 
     def __init__(self, path: Path) -> None:
         """Remember the damaged file."""
         self.stopping = threading.Event()
+        self.steps = 0
         self._path = path
         self._new = _new_name(path)
         self._kept = path.with_name(f"{path.name}.damaged")
@@ -90,6 +93,7 @@ class Salvage:
             self._kept.unlink(missing_ok=True)
             self._check_room(source)
         self._target = _connect(self._new)
+        self._target.set_progress_handler(self.note_step, _INSTRUCTIONS_A_STEP)
         self._target.execute("PRAGMA journal_mode = MEMORY")
         self._target.execute("PRAGMA synchronous = OFF")
         create(self._target)
@@ -135,6 +139,7 @@ class Salvage:
         for table in _WHOLE_TABLES:
             with _needed(table):
                 target.execute(f"INSERT INTO main.{table} SELECT * FROM damaged.{table}")  # noqa: S608 -- a fixed name
+            self.note_step()
         with _needed("state"):
             lost, lost_dead_letters = _write_state(target)
         target.execute("COMMIT")
@@ -142,6 +147,11 @@ class Salvage:
         self._close_target()
         _sync(self._new)
         return Salvaged(totals, lost, lost_dead_letters, self._swap())
+
+    def note_step(self) -> int:
+        """Note that there is progress; SQLite calls it in long statements, and goes on if it gets 0."""
+        self.steps += 1
+        return 0
 
     def discard(self) -> None:
         """Remove the new file, unless it is in place."""
@@ -179,6 +189,7 @@ class Salvage:
                 msg = "stopped"
                 raise SalvageError(msg)
             target.executemany(insert, rows)
+            self.note_step()
 
     def _swap(self) -> Path | None:
         with closing(sqlite3.connect(self._path, isolation_level=None, timeout=_PATIENCE_SECONDS)) as connection:
