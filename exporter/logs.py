@@ -12,10 +12,12 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 def configure(log_format: Literal["auto", "console", "json"], level: str) -> None:
     """Set up the logs of this process, those of libraries included."""
     to_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    # It would take rich's formatter, which writes the variables of every frame: tokens, and what devices sent.
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
     renderers: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-        if to_console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        [console] if to_console else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
