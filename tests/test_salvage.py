@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -362,6 +363,19 @@ async def test_a_damaged_file_is_kept_only_where_there_is_room(
     assert await repaired.run()
     assert not kept.exists()
     journal.close()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+async def test_the_new_file_is_whose_the_old_one_was(tmp_path: Path, thread: ThreadPoolExecutor, mode: int) -> None:
+    """Root may vacuum, and the exporter's user can open it afterwards; nobody else can who could not before."""
+    journal = fill(tmp_path)
+    owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(journal.path, *owner)
+    journal.path.chmod(mode)
+    assert await Repaired(journal, thread).repairs.vacuum()
+    journal.close()
+    status = journal.path.stat()
+    assert (mode, owner) == (stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid))
 
 
 async def test_damaged_counters_are_not_salvaged(tmp_path: Path, thread: ThreadPoolExecutor) -> None:

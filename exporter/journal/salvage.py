@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -97,6 +98,7 @@ class Salvage:
         self._target.execute("PRAGMA journal_mode = MEMORY")
         self._target.execute("PRAGMA synchronous = OFF")
         create(self._target)
+        _own_alike(self._path, self._new)
 
     def copy_points(self, until: int) -> None:
         """Copy the groups up to a number; transactions that delete some of them may be stored meanwhile.
@@ -231,6 +233,18 @@ def salvage(path: Path) -> Salvaged:
         raise SalvageError(msg) from error
     finally:
         attempt.discard()
+
+
+def _own_alike(path: Path, other: Path) -> None:
+    """Give a file another one's mode and owner: what root made, the exporter's user could not open.
+
+    Raises:
+        OSError: if the owner cannot be given.
+    """
+    status, made = path.stat(), other.stat()
+    other.chmod(stat.S_IMODE(status.st_mode))
+    if (status.st_uid, status.st_gid) != (made.st_uid, made.st_gid):
+        os.chown(other, status.st_uid, status.st_gid)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
