@@ -90,12 +90,14 @@ def load(
 
 
 def _read_dotenv(path: Path | None, problems: list[str]) -> dict[str, str]:
-    if path is None or not path.is_file():
+    if path is None:
         return {}
     try:
+        if not path.is_file():
+            return {}
         return {name: value for name, value in dotenv_values(path).items() if value is not None}
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read: {error}")
+        problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
         return {}
 
 

@@ -1,9 +1,11 @@
 """The operator's commands beside a running exporter and a real InfluxDB: nothing is lost, nothing doubled."""
 
 import asyncio
+import errno
 import json
 import sqlite3
 import stat
+import sys
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -266,6 +268,40 @@ async def test_the_journal_is_looked_into_and_vacuumed_under_load(
     await verified(operator)
 
 
+async def test_no_terminal_and_no_full_disk_confuses_a_command(exporter_process: StartExporter, tmp_path: Path) -> None:
+    """Files and pipes get UTF-8 whatever the locale is; what cannot be written is an error of one line."""
+    exporter = await exporter_process()
+    await accepted(exporter, [{**events(1)[0], "app_id": "com.exämple"}])
+    operator = await operator_of(exporter, tmp_path, PYTHONIOENCODING="ascii")
+    for command in ("peek", "export"):
+        outcome = await operator.run_process("journal", command)
+        assert (0, True) == (outcome.code, "app_id=com.exämple," in outcome.stdout), outcome
+        process = await asyncio.create_subprocess_shell(
+            f"exec {sys.executable} -m exporter journal {command} > /dev/full",
+            stderr=asyncio.subprocess.PIPE,
+            env=exporter.env,
+        )
+        _, told = await process.communicate()
+        assert (4, b"error: [Errno 28] No space left on device\n") == (process.returncode, told)
+
+
+async def test_a_directory_that_may_not_be_read_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, and what to do: systemd's directory is its user's alone."""
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.name == FILE_NAME:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # whoever is root may read it
+    operator = Operator(tmp_path, {"EXPORTER_DATA_DIR": str(tmp_path)})
+    for command in (["journal", "status"], ["dead-letters", "retry", "--all"], ["forget", "x"]):
+        outcome = await operator.run(*command)
+        expected = f"error: {tmp_path}: Permission denied; run this as the exporter's user, or as root\n"
+        assert (4, expected) == (outcome.code, outcome.stderr)
+
+
 async def test_only_the_owner_reaches_the_control_socket(
     exporter_process: StartExporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +318,7 @@ async def test_only_the_owner_reaches_the_control_socket(
     assert 0 == (await operator.run("dead-letters", "discard", "--all")).code
     path.unlink()
     outcome = await operator.run("dead-letters", "discard", "--all")
-    assert (4, True) == (outcome.code, "in use by an exporter that cannot be reached" in outcome.stderr)
+    assert (4, True) == (outcome.code, "by an exporter that cannot be reached" in outcome.stderr)
     await exporter.restart()
     assert 0 == (await operator.run("dead-letters", "discard", "--all")).code
     await exporter.terminate()

@@ -1,5 +1,6 @@
 """Settings: every one of them, from every source, and one clear line per mistake."""
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -336,6 +337,16 @@ def test_a_dotenv_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:
     dotenv.write_bytes(b"EXPORTER_INGEST_TOKEN=\xff\xfe\n")
     (problem,) = problems({}, None, dotenv)
     assert problem.startswith(f"{dotenv}: cannot be read: ")
+
+
+def test_a_working_directory_that_may_not_be_read_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes user in `/root` is told where there may be a file of settings."""
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # root may read everything
+    assert [f"{tmp_path}/.env: cannot be read: Permission denied"] == problems({}, None, tmp_path / ".env")
 
 
 def test_a_secret_file_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:

@@ -89,17 +89,15 @@ def export_command(data_dir: str | None, form: Format, output: Path | None) -> N
     They stay in the journal. What is delivered meanwhile may be missing, nothing comes twice.
     """
     path = _path(data_dir)
-    try:
-        if output is None:
-            count = _export(path, form, sys.stdout)
-        else:
+    if output is None:
+        count = _export(path, form, sys.stdout)
+    else:
+        try:
             with output.open("w", encoding="utf-8") as file:
                 count = _export(path, form, file)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        msg = f"{output}: {error.strerror or error}"
-        raise DataError(msg) from error
+        except OSError as error:
+            msg = f"{output}: {error.strerror or error}"
+            raise DataError(msg) from error
     click.echo(f"{count} points", err=True)
 
 
@@ -109,6 +107,7 @@ def _export(path: Path, form: Format, file: IO[str]) -> int:
         for line in _render(number, lines, form):
             file.write(f"{line}\n")
             count += 1
+    file.flush()
     return count
 
 

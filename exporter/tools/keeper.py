@@ -69,8 +69,7 @@ async def open_keeper(data_dir: Path) -> AsyncIterator[Keeper]:
                 yield Remote(session, data_dir)
         return
     except OSError as error:
-        msg = f"{data_dir}: {error.strerror or error}"
-        raise DataError(msg) from error
+        raise _unusable(data_dir, error) from error
     with lock:
         local = Local(path)
         try:
@@ -86,10 +85,19 @@ def journal_path(data_dir: Path) -> Path:
         ToolError: if there is none.
     """
     path = data_dir / FILE_NAME
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:
+        raise _unusable(data_dir, error) from error
+    if not is_there:
         msg = f"{path}: there is no journal; name its directory with --data-dir or EXPORTER_DATA_DIR"
         raise DataError(msg)
     return path
+
+
+def _unusable(data_dir: Path, error: OSError) -> DataError:
+    remedy = "; run this as the exporter's user, or as root" if isinstance(error, PermissionError) else ""
+    return DataError(f"{data_dir}: {error.strerror or error}{remedy}")
 
 
 class Local:
@@ -201,8 +209,8 @@ class Remote:
                 if time.monotonic() > deadline:
                     where = f"{self._data_dir / SOCKET_NAME} ({error.os_error.strerror})"
                     msg = (
-                        f"{self._data_dir}: in use by an exporter that cannot be reached at {where}; "
-                        "run this as its user, or stop it first"
+                        f"{self._data_dir}: in use by another command, or by an exporter that cannot be reached at "
+                        f"{where}; wait for the command, or run this as the exporter's user, or stop it first"
                     )
                     raise DataError(msg) from error
                 await asyncio.sleep(_PAUSE_SECONDS)  # It may be starting.

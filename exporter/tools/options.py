@@ -1,18 +1,20 @@
 """What the commands have in common: their options, how they read settings, and how they end."""
 
+import contextlib
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from exporter.configuration import SettingsError, load
 from exporter.settings import Settings, variable
-from exporter.tools.problems import ToolError, UsageError
+from exporter.tools.problems import DataError, ToolError, UsageError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _INFLUX = ("influx_url", "influx_org", "influx_bucket", "influx_timeout")
@@ -48,18 +50,45 @@ def read_settings(**options: str | None) -> Settings:
 
 
 def ending(command: _Command) -> _Command:
-    """End a command that cannot go on with a line per mistake and its exit code."""
+    """End a command that cannot go on with a line per mistake and its exit code, whatever it was writing to."""
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- whatever the command takes
+        _write_any_text()
         try:
-            return command(*arguments, **options)
+            result = command(*arguments, **options)
+            sys.stdout.flush()  # at the end of the process it would be too late to say what is wrong
+        except BrokenPipeError:
+            raise  # nobody reads on; click ends the command in silence
         except ToolError as error:
-            for line in str(error).splitlines():
-                click.echo(f"error: {line}", err=True)
-            sys.exit(error.code)
+            _fail(error, error.code)
+        except OSError as error:
+            _drop_output()
+            _fail(error, DataError.code)
+        return result
 
     return wrapped  # type: ignore[return-value]  # it takes and gives what the command does
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    for line in str(error).splitlines():
+        click.echo(f"error: {line}", err=True)
+    sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Forget what could not be written; Python would try once more when the process ends, and take its exit code."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write_any_text() -> None:
+    """Let no character of a device stop a command: files and pipes get UTF-8, a terminal what it can show."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="backslashreplace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8")
 
 
 def show_time(milliseconds: int) -> str:
