@@ -129,8 +129,10 @@ def _is_file_variant(name: str) -> bool:
 def _read_secret(name: str, path: Path, field: str, values: dict[str, str], problems: list[str]) -> None:
     try:
         values[field] = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{name}: {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+    except UnicodeDecodeError:
+        problems.append(f"{name}: {path}: not UTF-8 text")
+    except (OSError, ValueError) as error:
+        problems.append(f"{name}: {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def _suggestion(field: str) -> str:

@@ -131,6 +131,6 @@ def _look(files: Iterable[Path]) -> _Signature:
 def _signature(path: Path) -> tuple[int, int, int] | None:
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path at all, with a zero in it
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino

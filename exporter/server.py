@@ -114,13 +114,17 @@ def _unix_listener(path: Path, setting: str) -> Iterator[socket.socket]:
             _remove_stale(path)
             listener.bind(str(path))
             listener.listen(_BACKLOG)
+            made = path.lstat()
         except OSError as error:
             msg = f"{setting}: {path}: {error.strerror or error}"
             raise ListenError(msg) from error
         try:
             yield listener
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                # While this exporter drains, the next one may have put its own socket there.
+                if os.path.samestat(made, path.lstat()):
+                    path.unlink()
 
 
 def _remove_stale(path: Path) -> None:
@@ -128,8 +132,11 @@ def _remove_stale(path: Path) -> None:
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(0)  # who listens and is too busy to take a connection listens
         try:
             client.connect(str(path))
+        except BlockingIOError:
+            return
         except ConnectionRefusedError:
             path.unlink()
 

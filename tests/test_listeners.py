@@ -1,6 +1,7 @@
 """Where the exporter listens: with TLS, whose certificate may change, and on Unix sockets."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import ssl
@@ -147,7 +148,18 @@ async def test_a_socket_of_a_killed_process_is_replaced(exporter_process: StartE
     assert 200 == (await ask(path, "POST", "/stats", json=EVENT))[0]
 
 
-@pytest.mark.parametrize("what", ["a listener", "a file", "no directory"])
+async def test_a_socket_that_another_one_made_meanwhile_stays(exporter_process: StartExporter, tmp_path: Path) -> None:
+    """An exporter that stops leaves the next one's socket alone: nobody could reach it any more."""
+    path = tmp_path / "stats.sock"
+    exporter = await exporter_process(listen=f"unix:{path}")
+    path.rename(tmp_path / "old.sock")  # so that the number of its file is not given to the next one
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        assert 0 == await exporter.terminate()
+        assert path.exists()
+
+
+@pytest.mark.parametrize("what", ["a listener", "a busy listener", "a file", "no directory"])
 async def test_a_path_that_cannot_be_listened_at(tmp_path: Path, what: str) -> None:
     """What somebody else uses stays as it is, and the exit code is that of an address that is taken."""
     path = tmp_path / "stats.sock"
@@ -155,10 +167,12 @@ async def test_a_path_that_cannot_be_listened_at(tmp_path: Path, what: str) -> N
         path.write_text("mine")
     elif what == "no directory":
         path = tmp_path / "missing" / "stats.sock"
-    with socket.socket(socket.AF_UNIX) as other:
-        if what == "a listener":
+    with socket.socket(socket.AF_UNIX) as other, contextlib.ExitStack() as stack:
+        if "listener" in what:
             other.bind(str(path))
-            other.listen()
+            other.listen(0)
+        if what == "a busy listener":
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
         code, (line,) = await refused_start(ExporterProcess(tmp_path / "exporter", listen=f"unix:{path}"))
     assert 3 == code
     assert line.startswith(f"error: EXPORTER_LISTEN: {path}: ")

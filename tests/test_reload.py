@@ -115,6 +115,18 @@ async def test_wrong_settings_change_nothing(exporter_process: StartExporter, to
     assert (200, 401, True) == (await status(exporter, "new"), await status(exporter, "old"), await is_right(exporter))
 
 
+async def test_what_is_no_path_does_not_end_the_watch(exporter_process: StartExporter) -> None:
+    """A path with a zero in it is a mistake like others; when it is mended, that is noticed as ever."""
+    exporter = await exporter_process()
+    dotenv = exporter.process.directory / ".env"
+    write(dotenv, "EXPORTER_INGEST_TOKEN_FILE='a\0b'\n")
+    said = await hangup(exporter, WRONG)
+    assert ["EXPORTER_INGEST_TOKEN_FILE: a\0b: embedded null byte"] == said["problems"]
+    write(dotenv, "EXPORTER_ALLOWED_APPS=com.example.other\n")
+    await wait_for(lambda: exporter.events(READ), message="the change to be noticed")
+    assert await is_right(exporter)
+
+
 async def test_the_dotenv_file_is_read_anew(exporter_process: StartExporter) -> None:
     """What it holds of limits and of allowed apps changes; what needs a restart is named, and stays as it is."""
     exporter = await exporter_process()
