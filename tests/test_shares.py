@@ -1,6 +1,7 @@
 """Fair share: who sends too much is asked to come back, others are served; and who is the client behind proxies."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
 from exporter.addresses import Clients
-from exporter.shares import BURST_SECONDS, Buckets, OverShareError
+from exporter.shares import BURST_SECONDS, MAX_KEYS, Buckets, OverShareError
 from tests.support.inprocess import ManualClock, Running, running
 
 EVENT = {"app_id": "com.example.shop", "platform": "ios", "action": "set", "version_name": "1.0.0", "device_id": "d"}
@@ -71,6 +72,22 @@ def test_the_table_is_bounded() -> None:
         buckets.take(b"%d" % number, 1)
     assert 3 == len(buckets)
     assert [True, False, False] == [buckets.wait_seconds(name) > 0 for name in (b"a", b"b", b"c")]
+
+
+def test_a_flood_of_clients_costs_no_more_in_a_large_table() -> None:
+    """Making room takes as long among 65,536 as among ten: else, whoever has many addresses could take the CPU."""
+
+    def seconds(max_keys: int) -> float:
+        buckets = Buckets(1, ManualClock().clock.monotonic, max_keys=max_keys)
+        for number in range(max_keys):
+            buckets.take(b"%d" % number, 1)
+        started = time.process_time()
+        for number in range(100_000):
+            buckets.take(b"new %d" % number, 1)
+        return time.process_time() - started
+
+    small, large = (min(each) for each in zip(*((seconds(10), seconds(MAX_KEYS)) for _ in range(2)), strict=True))
+    assert large < 10 * small
 
 
 @given(sent=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 300)), max_size=60), rate=st.integers(1, 50))
