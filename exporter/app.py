@@ -93,7 +93,8 @@ async def create_exporter(settings: Settings, clock: Clock | None = None) -> Asy
         OSError: if the data directory cannot be made or written.
     """
     clock = clock or Clock()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    # The journal holds what devices sent, which is nobody else's business.
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with DirectoryLock(settings.data_dir):
         hash_key = load_hash_key(settings.data_dir, _secret(settings.hash_key))
         state = State(settings, clock)

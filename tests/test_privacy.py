@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import os
 import stat
 import time
 from pathlib import Path
@@ -120,6 +121,18 @@ async def test_a_hash_outlives_a_restart(tmp_path: Path) -> None:
     async with running({"data_dir": tmp_path}) as exporter:
         one, two = exporter.points()
     assert one.fields["custom_id"] == two.fields["custom_id"]
+
+
+async def test_nobody_else_can_look_into_a_directory_that_was_made(tmp_path: Path) -> None:
+    """Whatever the umask is; one that was there keeps what its owner gave it."""
+    before = os.umask(0)
+    try:
+        (tmp_path / "theirs").mkdir(mode=0o750)
+        for name, mode in (("ours", 0o700), ("theirs", 0o750)):
+            async with running({"data_dir": tmp_path / name}):
+                assert mode == stat.S_IMODE((tmp_path / name).stat().st_mode)
+    finally:
+        os.umask(before)
 
 
 async def test_no_address_is_stored(capfd: pytest.CaptureFixture[str]) -> None:
