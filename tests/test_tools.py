@@ -1,6 +1,7 @@
 """Points and files as the operator's commands read and write them."""
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.lineprotocol import clean
+from exporter.tools import source
 from exporter.tools.points import Point, from_json, parse, render, to_json
 from exporter.tools.problems import UsageError
 from exporter.tools.source import read_batches
@@ -101,6 +103,22 @@ def test_wrong_lines_are_named(text: str, problem: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match=problem):
         list(read_batches(str(path), 10, 1))
+
+
+@pytest.mark.parametrize("name", ["x", "x.gz"])
+def test_a_line_without_an_end_is_read_to_a_bound(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever somebody takes for a file of events, it does not fill the memory."""
+    monkeypatch.setattr(source, "MAX_LINE_BYTES", 1 << 20)
+    path = tmp_path / name
+    content = b'{"action":"set"}\n' + b"x" * (32 << 20)
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=f"^{path}: line 2: is longer than 1 MiB$"):
+            list(read_batches(str(path), 1, 1))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import contextlib
 import gzip
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -16,6 +16,8 @@ from exporter.tools.problems import UsageError
 
 Kind = Literal["events", "points"]
 STANDARD_INPUT: Final = "-"
+MAX_LINE_BYTES: Final = 64 << 20
+"""Longest line: an array of events, of which no exporter takes a longer one."""
 
 
 class Batch(NamedTuple):
@@ -32,6 +34,13 @@ class Batch(NamedTuple):
     items: list[str]
     last_line: int
     share: float | None
+
+
+class _Readable(Protocol):
+    """A file of lines."""
+
+    def readline(self, size: int, /) -> bytes:
+        """Read a line, or as much of it."""
 
 
 class _Point(msgspec.Struct):
@@ -64,12 +73,18 @@ def read_batches(path: str, size: int, from_line: int) -> Iterator[Batch]:
 def _open(path: str) -> Iterator[tuple[Iterator[bytes], Callable[[], float | None]]]:
     """Open a file; gives its lines, and what tells how much of it is read."""
     if path == STANDARD_INPUT:
-        yield iter(sys.stdin.buffer), lambda: None
+        yield _lines(sys.stdin.buffer), lambda: None
         return
     with Path(path).open("rb", buffering=0) as raw:
         size = Path(path).stat().st_size
-        lines: Iterable[bytes] = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else io.BufferedReader(raw)
-        yield iter(lines), lambda: raw.tell() / size if size else None
+        file: _Readable = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else io.BufferedReader(raw)
+        yield _lines(file), lambda: raw.tell() / size if size else None
+
+
+def _lines(file: _Readable) -> Iterator[bytes]:
+    """Read line by line; one that is too long ends with what is too much, and not where the memory does."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        yield line
 
 
 def _batches(
@@ -79,6 +94,9 @@ def _batches(
     items: list[str] = []
     number = 0
     for number, raw in enumerate(file, 1):
+        if len(raw) > MAX_LINE_BYTES:
+            msg = f"{path}: line {number}: is longer than {MAX_LINE_BYTES >> 20} MiB"
+            raise UsageError(msg)
         line = raw.strip()
         if number < from_line or not line or line.startswith(b"#"):
             continue
