@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from exporter.journal.salvage import Salvage, Salvaged, SalvageError
+from exporter.journal.salvage import BEFORE_VACUUM, DAMAGED, Salvage, Salvaged, SalvageError
 from exporter.journal.store import Journal
 from exporter.telemetry import Telemetry
 
@@ -104,7 +104,7 @@ class Repairs:
         self._task = None
 
     async def _repair(self, *, is_asked_for: bool = False) -> bool:
-        self._salvage = salvage = Salvage(self._journal.path)
+        self._salvage = salvage = Salvage(self._journal.path, BEFORE_VACUUM if is_asked_for else DAMAGED)
         started = self._monotonic()
         loop = asyncio.get_running_loop()
         try:

@@ -27,6 +27,7 @@ from exporter.journal.salvage import Salvage
 from exporter.journal.store import Journal
 from exporter.repair import AGAIN_SECONDS, Repairs
 from exporter.telemetry import Telemetry
+from exporter.tools.keeper import Local
 from tests.support.inprocess import ManualClock
 
 NOW_MS = 1_795_140_000_000
@@ -363,6 +364,18 @@ async def test_a_damaged_file_is_kept_only_where_there_is_room(
     assert await repaired.run()
     assert not kept.exists()
     journal.close()
+
+
+async def test_a_vacuum_leaves_a_damaged_file_alone(tmp_path: Path, thread: ThreadPoolExecutor) -> None:
+    """Points were lost with it; only people delete it. Of the vacuum itself nothing is left over."""
+    journal = fill(tmp_path)
+    damaged = tmp_path / f"{FILE_NAME}.damaged"
+    damaged.write_bytes(b"what was lost")
+    repaired = Repaired(journal, thread)
+    assert await repaired.repairs.vacuum()
+    journal.close()
+    await Local(journal.path).vacuum()
+    assert (b"what was lost", {FILE_NAME, damaged.name}) == (damaged.read_bytes(), files(tmp_path))
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640])

@@ -23,6 +23,10 @@ from exporter.journal.schema import create
 from exporter.journal.totals import read_totals
 
 ROOM_LEFT_BYTES: Final = 64 << 20
+DAMAGED: Final = "damaged"
+BEFORE_VACUUM: Final = "before-vacuum"
+"""A vacuum has a name of its own for the old file: the journal that was damaged once is for people to delete."""
+
 _PATIENCE_SECONDS: Final = 0.1  # events wait meanwhile
 _INSTRUCTIONS_A_STEP: Final = 100_000  # of SQLite's virtual machine: some milliseconds
 _LAST_TRANSACTION: Final = "SELECT last_transaction FROM damaged.state"
@@ -68,13 +72,18 @@ class Salvage:
         steps: rises while a method gets on, whichever thread it runs in; it stands still where the disk does.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Remember the damaged file."""
+    def __init__(self, path: Path, kept_as: str = DAMAGED) -> None:
+        """Remember the damaged file.
+
+        Args:
+            path: its path.
+            kept_as: what is added to its name once the new one is in place; an older file of that name is deleted.
+        """
         self.stopping = threading.Event()
         self.steps = 0
         self._path = path
         self._new = _new_name(path)
-        self._kept = path.with_name(f"{path.name}.damaged")
+        self._kept = path.with_name(f"{path.name}.{kept_as}")
         self._target: sqlite3.Connection | None = None
         self._copied_until = 0
 
@@ -218,13 +227,13 @@ def discard_unfinished(path: Path) -> None:
     _new_name(path).unlink(missing_ok=True)
 
 
-def salvage(path: Path) -> Salvaged:
-    """Salvage a journal that nobody has open.
+def salvage(path: Path, kept_as: str = DAMAGED) -> Salvaged:
+    """Salvage a journal that nobody has open; the arguments are those of `Salvage`.
 
     Raises:
         SalvageError: if it cannot be salvaged.
     """
-    attempt = Salvage(path)
+    attempt = Salvage(path, kept_as)
     try:
         attempt.begin()
         return attempt.finish(())

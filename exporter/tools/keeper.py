@@ -21,7 +21,7 @@ from exporter.group import NotStoredError, Write
 from exporter.journal.lock import DirectoryLock, LockedError
 from exporter.journal.opening import FILE_NAME
 from exporter.journal.records import Transaction
-from exporter.journal.salvage import SalvageError, salvage
+from exporter.journal.salvage import BEFORE_VACUUM, SalvageError, salvage
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect
 from exporter.journal.store import CommitFailedError, Journal
 from exporter.journal.totals import read_totals
@@ -144,7 +144,7 @@ class Local:
         """Put the journal into a new file without empty pages."""
         with _data_errors(self._path):
             self.close()
-            salvaged = salvage(self._path)
+            salvaged = salvage(self._path, BEFORE_VACUUM)
             if salvaged.lost_points or salvaged.lost_dead_letter_points:
                 lost = f"{salvaged.lost_points} points and {salvaged.lost_dead_letter_points} dead letters"
                 kept = salvaged.kept or "removed, for want of room"
