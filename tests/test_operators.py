@@ -421,9 +421,14 @@ async def test_a_replay_that_stops_says_where_to_go_on(tmp_path: Path, v2_influx
         f"error: {path}: line 4: holds points, and those before events; replay them apart\n" in outcome.stderr,
     ), outcome
     points = tmp_path / "points"
-    points.write_text("capgo_stats count=1i 1\n")
-    outcome = await operator.run("replay", str(points), "--influx", "--patience", "1s")
-    assert (5, True) == (outcome.code, "1 points are not in InfluxDB: rejected_credentials" in outcome.stderr), outcome
+    points.write_text("# a comment\ncapgo_stats count=1i 1\n")
+    outcome = await operator.run("replay", str(points), "--influx", "--from-line", "2", "--patience", "1s")
+    assert (5, True, False, True) == (
+        outcome.code,
+        "1 points are not in InfluxDB: rejected_credentials" in outcome.stderr,
+        "accepted" in outcome.stdout,  # nobody has it
+        "begin again with --from-line 2\n" in outcome.stderr,
+    ), outcome
 
 
 # --- check-config --connect -------------------------------------------------------------------------------------------

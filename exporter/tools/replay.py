@@ -84,6 +84,7 @@ class Run:
         self._from_line = from_line
         self._done_until = from_line - 1
         self._is_done = False
+        self._is_passage = False
         self._kind = "lines"
         self._counts: Counter[str] = Counter()
 
@@ -104,6 +105,7 @@ class Run:
         async with contextlib.AsyncExitStack() as stack:
             passage: Passage | None = None
             if to_influx:
+                self._is_passage = True
                 passage = await stack.enter_async_context(into_influxdb(settings, first.kind, patience_seconds))
                 target: Target = passage
             elif url is not None:
@@ -127,6 +129,10 @@ class Run:
         """Sum up, and say where to go on if not everything is done."""
         if self._kind == "lines" and not self._is_done:
             return  # not even begun
+        if self._is_passage and not self._is_done:
+            # What was accepted waited in a journal that is gone.
+            click.echo(f"not all is in InfluxDB; begin again with --from-line {self._from_line}", err=True)
+            return
         accepted = self._counts.pop("accepted", 0)
         refused = "".join(f", {count} rejected: {error}" for error, count in sorted(self._counts.items()))
         click.echo(f"{accepted} {self._kind} accepted{refused}")
