@@ -75,7 +75,7 @@ async def _forget(settings: Settings, path: Path, ids: tuple[str, ...]) -> None:
     for other in sorted(path.parent.glob(f"{FILE_NAME}.*")):
         _warn(f"{other}: an old journal that may hold the device, too; delete it if nobody needs it")
     if settings.influx_url is None:
-        click.echo("InfluxDB: not configured")
+        click.echo("InfluxDB: EXPORTER_INFLUX_URL is not set, so nothing is deleted there")
         return
     async with connected(settings) as influx:
         await _forget_in(influx, ids, lambda text: click.echo(f"InfluxDB: {text}"))
