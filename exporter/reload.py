@@ -15,6 +15,7 @@ from exporter.access import token_texts
 from exporter.configuration import SettingsError, Source
 from exporter.notify import ServiceManager
 from exporter.settings import Settings, variable
+from exporter.tasks import Tasks
 from exporter.telemetry import Telemetry
 
 LOOK_SECONDS: Final = 1.0
@@ -67,11 +68,12 @@ class Reloader:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Reload when asked to, and when files have changed."""
-        task = asyncio.create_task(self._run())
+        tasks = Tasks()
+        tasks.start("reload", self._run())
         try:
             yield
         finally:
-            task.cancel()
+            await tasks.finish("reload", 0)
 
     async def _run(self) -> None:
         read = last = _look(self._files)
@@ -93,9 +95,6 @@ class Reloader:
                 self._take(self._source.load())
             except SettingsError as error:
                 log.error("the settings are wrong; the old ones stay", problems=error.problems)  # noqa: TRY400 -- no traceback for a typing error
-                self._telemetry.reload_successful.set(0)
-            except Exception:
-                log.exception("the settings could not be applied")
                 self._telemetry.reload_successful.set(0)
             else:
                 self._telemetry.reload_successful.set(1)

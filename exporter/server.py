@@ -74,9 +74,9 @@ async def serve(settings: Settings, source: Source) -> None:
             manager = ServiceManager.from_environment(os.environ, os.getpid())
 
             def apply(changed: Settings) -> None:
+                exporter.apply(changed)  # first: a token is taken back also while a certificate is wrong
                 if tls is not None:
                     tls.read()
-                exporter.apply(changed)
 
             reloader = Reloader(settings, source, apply, manager, exporter.telemetry, hangup)
             async with manager.running(f"listening on {_url(public, tls)}", exporter.is_alive), reloader.running():

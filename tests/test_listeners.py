@@ -92,6 +92,30 @@ async def test_a_renewed_certificate_is_taken(exporter_process: StartExporter, t
 
 
 @pytest.mark.server("openssl")
+async def test_a_token_is_taken_back_while_the_certificate_is_wrong(
+    exporter_process: StartExporter, tmp_path: Path
+) -> None:
+    """Who renews certificates badly can still lock a leaked token out."""
+    certificate = make_certificate(tmp_path / "tls")
+    trusted = certificate.trusted()
+    token = tmp_path / "token"
+    token.write_text("leaked\n", encoding="ascii")
+    exporter = await exporter_process({**tls_settings(certificate), "EXPORTER_INGEST_TOKEN_FILE": str(token)})
+    certificate.path.write_text("nonsense")
+    token.write_text("secret\n", encoding="ascii")
+    exporter.process.send_signal(signal.SIGHUP)
+    await wait_for(
+        lambda: exporter.events("the settings are wrong; the old ones stay"), message="the certificate to be met"
+    )
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as session:
+        found = []
+        for shown in ("leaked", "secret"):
+            async with session.get(f"{exporter.url}/stats?token={shown}", server_hostname=HOST) as response:
+                found.append(response.status)
+    assert [401, 200] == found
+
+
+@pytest.mark.server("openssl")
 @pytest.mark.parametrize("what", ["missing", "nonsense", "another's key"])
 async def test_a_wrong_certificate_stops_the_start(tmp_path: Path, what: str) -> None:
     """The exit code is that of wrong settings, and the message names both files and what is wrong."""
