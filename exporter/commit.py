@@ -234,11 +234,11 @@ class Committer:
         if stored_ids:
             self._lifecycle.mark_stored(stored_ids)
         for series, delta in group.deltas.items():
-            series.value += delta
+            series.change(series.value + delta)
             series.last_ms = transaction.now_ms
         for write in writes:
             for series, birth in write.births:
-                series.birth = birth
+                series.show(birth)
         if expired:
             self._counters.note_expired(expired)
             gone = self._lifecycle.expire(expired, self.group.deltas)

@@ -3,26 +3,26 @@
 import asyncio
 import contextlib
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
-from isal import isal_zlib
 
 from exporter import __version__
 from exporter.access import Tokens, bearer_or_password
 from exporter.births import SCRAPE_HEADER, Births
 from exporter.exposition import OPENMETRICS_TYPE, TEXT_TYPE, Page
+from exporter.pieces import Piece, gzip_member
 from exporter.stats import reply_error
 from exporter.steps import Steps
 
-_GZIP_LEVEL: Final = 1
-_GZIP_WINDOW_BITS: Final = 31
 _BYTES_AT_ONCE: Final = 512 << 10
+_MAX_JOBS: Final = 2
 _CHALLENGE: Final = 'Bearer, Basic realm="metrics"'
 _WEIGHT: Final = re.compile(r"q=([01](?:\.\d{0,3})?)")
 
@@ -46,37 +46,40 @@ class MetricsHandler:
         openmetrics = accepts_openmetrics(request.headers.get("Accept", ""))
         to_scraper = SCRAPE_HEADER in request.headers
         async with self._births.scrape(request.transport) if to_scraper else contextlib.nullcontext():
-            parts = self._page.parts(openmetrics=openmetrics, to_scraper=to_scraper)
+            pieces = self._page.pieces(openmetrics=openmetrics, to_scraper=to_scraper)
             headers = {
                 "Content-Type": OPENMETRICS_TYPE if openmetrics else TEXT_TYPE,
                 "Vary": "Accept, Accept-Encoding",
             }
             if not accepts_gzip(request.headers.get("Accept-Encoding", "")):
-                return web.Response(body=_Parts([part async for part in parts]), headers=headers)
+                return web.Response(body=_Parts([piece.text async for piece in pieces]), headers=headers)
             headers["Content-Encoding"] = "gzip"
-            return web.Response(body=_Parts(await self._compress(parts)), headers=headers)
+            return web.Response(body=_Parts(await self._compress(pieces)), headers=headers)
 
-    async def _compress(self, parts: AsyncIterator[bytes]) -> list[bytes]:
-        """Compress a page into one gzip member, on a thread, while the rest is still being rendered."""
-        member = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW_BITS)
-        pieces: list[Future[bytes]] = []
-        waiting: list[bytes] = []
+    async def _compress(self, pieces: AsyncIterator[Piece]) -> list[bytes]:
+        """Make one gzip member; what is not compressed yet is, on a thread, while the rest is still being rendered."""
+        loop = asyncio.get_running_loop()
+        page: list[Piece] = []
+        fresh: list[Piece] = []
         size = 0
-        async for part in parts:
-            waiting.append(part)
-            size += len(part)
+        jobs: deque[asyncio.Future[None]] = deque()
+        async for piece in pieces:
+            page.append(piece)
+            if piece.is_deflated:
+                continue
+            fresh.append(piece)
+            size += piece.size
             if size >= _BYTES_AT_ONCE:
-                pieces.append(self._thread.submit(_compress, member, waiting))
-                waiting, size = [], 0
-
-        def finish() -> list[bytes]:
-            return [*(piece.result() for piece in pieces), _compress(member, waiting), member.flush()]
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, finish)
+                jobs.append(loop.run_in_executor(self._thread, _deflate, fresh))
+                fresh, size = [], 0
+                if len(jobs) > _MAX_JOBS:
+                    await jobs.popleft()
+        return await loop.run_in_executor(self._thread, gzip_member, page)
 
 
-def _compress(member: isal_zlib.Compress, parts: list[bytes]) -> bytes:
-    return bytes(member.compress(b"".join(parts)))
+def _deflate(pieces: list[Piece]) -> None:
+    for piece in pieces:
+        piece.deflated()
 
 
 class _Parts(Payload):

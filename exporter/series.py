@@ -1,11 +1,10 @@
 """Series of every family: what they hold, and their way from the first event to full sight and to their end."""
 
-from collections import defaultdict
 from collections.abc import Container, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from exporter.blocks import Block, Blocks
+from exporter.blocks import Block, Blocks, HistogramBlock
 from exporter.journal.records import Birth
 
 
@@ -54,10 +53,10 @@ class Series:
         value: what is committed, which is all that anyone may be shown.
         birth: how much of it Prometheus may see.
         last_ms: when its last event arrived, in milliseconds since 1970.
-        stored: whether the journal has it; before, it is shown to nobody.
+        block: where its line is kept, once the journal has it; before, it is shown to nobody.
     """
 
-    __slots__ = ("birth", "family", "labels", "last_ms", "series_id", "stored", "value")
+    __slots__ = ("birth", "block", "family", "labels", "last_ms", "series_id", "value")
 
     def __init__(self, family: Family, labels: tuple[str, ...], now_ms: int) -> None:
         """Make a series that nobody knows yet."""
@@ -67,13 +66,36 @@ class Series:
         self.value = 0
         self.birth = family.first_birth
         self.last_ms = now_ms
-        self.stored = False
+        self.block: Block | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the journal has it."""
+        return self.block is not None
+
+    def change(self, value: int) -> None:
+        """Take another value, which is committed."""
+        self.value = value
+        if self.block is not None:
+            self.block.note_value()
+
+    def show(self, birth: Birth) -> None:
+        """Let Prometheus see so much of it, which is committed."""
+        self.birth = birth
+        if self.block is not None:
+            self.block.note_birth()
 
 
 def whole(series: Series) -> Hashable:
     """Name what goes or stays as a whole: all series of a histogram have one name."""
     is_part = series.family.type is MetricType.HISTOGRAM
     return (series.family, series.labels[:-1]) if is_part else series
+
+
+class _BlocksOfFamilies(dict[Family, Blocks]):
+    def __missing__(self, family: Family) -> Blocks:
+        blocks = self[family] = Blocks(HistogramBlock if family.type is MetricType.HISTOGRAM else Block)
+        return blocks
 
 
 class Lifecycle:
@@ -90,7 +112,7 @@ class Lifecycle:
         """Start without any series."""
         self.unstored: dict[Series, None] = {}
         self.unborn: dict[Series, float | None] = {}
-        self.blocks: defaultdict[Family, Blocks] = defaultdict(Blocks)
+        self.blocks = _BlocksOfFamilies()
         self._next_id = 1
 
     def enter(self, series: Series) -> None:
@@ -115,8 +137,7 @@ class Lifecycle:
             self._show(series)
 
     def _show(self, series: Series) -> None:
-        series.stored = True
-        self.blocks[series.family].add(series)
+        series.block = self.blocks[series.family].add(series)
         if series.birth is not Birth.FULL:
             self.unborn[series] = None
 
@@ -136,13 +157,16 @@ class Lifecycle:
         """
         gone = []
         reached = set(map(whole, staged))
-        expired = set(expired)
+        expired = dict.fromkeys(expired)  # in order: a histogram's series stay together
+        for block in {series.block for series in expired}:
+            if block is not None:
+                block.remove(expired.keys())
         for family in {series.family for series in expired}:
-            self.blocks[family].remove(expired)
+            self.blocks[family].drop_empty()
         for series in expired:
+            series.block = None
             series.value = 0
             series.birth = series.family.first_birth
-            series.stored = False
             self.unborn.pop(series, None)
             if whole(series) in reached:
                 self.enter(series)

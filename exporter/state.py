@@ -195,11 +195,12 @@ class State:
     def _restore_flights(self, episodes: Episodes) -> None:
         """Count the downloads that are under way anew, as some may be forgotten, or have ended unseen."""
         for series in self.figures.of(families.DOWNLOADS_IN_FLIGHT):
-            series.value = 0
+            series.change(0)
         for episode in episodes:
             if episode.is_open:
                 labels = episode.track.labels
-                self.figures.find(families.DOWNLOADS_IN_FLIGHT, labels, self._clock.wall_ms()).value += 1
+                series = self.figures.find(families.DOWNLOADS_IN_FLIGHT, labels, self._clock.wall_ms())
+                series.change(series.value + 1)
 
     def _window_seconds(self) -> float:
         since_ms = self.dedupe.since_ms()

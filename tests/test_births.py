@@ -14,6 +14,7 @@ from exporter.births import Births, Scrapers
 from exporter.exposition import Page
 from exporter.journal.records import Committed, Transaction
 from exporter.journal.store import CommitFailedError, Journal
+from exporter.pieces import Piece
 from exporter.telemetry import Telemetry
 from tests.conftest import StartExporter
 from tests.support.exporter import SCRAPE_HEADERS, CounterKey, ExporterProcess, parse_counters
@@ -262,15 +263,15 @@ async def test_a_page_that_nobody_waited_for_was_not_shown(
         connections.append(connection)
         return scrape(births, connection)
 
-    async def render_late(*arguments: Any, **options: Any) -> AsyncIterator[bytes]:
+    async def render_late(*arguments: Any, **options: Any) -> AsyncIterator[Piece]:
         monkeypatch.undo()
         await given_up.close()
         await wait_for(connections[0].is_closing, message="the server to notice")
-        async for part in Page.parts(*arguments, **options):
-            yield part
+        async for piece in Page.pieces(*arguments, **options):
+            yield piece
 
     monkeypatch.setattr(Births, "scrape", note_connection)
-    monkeypatch.setattr(Page, "parts", render_late)
+    monkeypatch.setattr(Page, "pieces", render_late)
     with pytest.raises(aiohttp.ClientError):
         await given_up.scrape()
     clock.advance(INTERVAL)

@@ -242,6 +242,6 @@ async def test_a_handler_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError(message)
 
     async with running() as exporter:
-        monkeypatch.setattr(Page, "parts", fail)
+        monkeypatch.setattr(Page, "pieces", fail)
         assert (await exporter.request("GET", "/metrics")).status == 500
         assert await exporter.sample("capgo_exporter_http_requests_total", handler="metrics", code="500") == 1

@@ -6,13 +6,12 @@ from typing import Final
 
 from prometheus_client.utils import floatToGoString
 
-from exporter.blocks import sample_text
+from exporter.blocks import SUM, Block
 from exporter.caps import SeriesRoom
 from exporter.derived.families import FAMILIES
 from exporter.labels import OTHER
 from exporter.series import Family, Lifecycle, MetricType, Series
 
-_SUM: Final = "sum"
 _CAPPED_LABELS: Final = frozenset({"app_id", "version", "channel"})
 _Labels = tuple[str, ...]
 
@@ -25,28 +24,18 @@ class Histogram:
         sum: the sum of what was observed, in milliseconds.
     """
 
-    __slots__ = ("_bounds_ms", "_template", "buckets", "sum")
+    __slots__ = ("_bounds_ms", "buckets", "sum")
 
     def __init__(self, bounds_ms: list[float], buckets: list[Series], total: Series) -> None:
         """Put the series together."""
         self._bounds_ms = bounds_ms
-        self._template: bytes | None = None
         self.buckets = buckets
         self.sum = total
 
     @property
-    def template(self) -> bytes:
-        """Its lines on the page, with `%d` for the cumulative counts and the count, and `%b` for the sum."""
-        if self._template is None:
-            family, labels = self.sum.family, self.sum.labels[:-1]
-            names = (*family.labels, "le")
-            bounds = [bucket.labels[-1] for bucket in self.buckets]
-            counts = [sample_text(f"{family.name}_bucket", names, (*labels, bound)) for bound in bounds]
-            counts.append(sample_text(f"{family.name}_count", family.labels, labels))
-            total = sample_text(f"{family.name}_sum", family.labels, labels)
-            lines = [f"{text.replace('%', '%%')}%d\n" for text in counts]
-            self._template = "".join([*lines, f"{total.replace('%', '%%')}%b\n"]).encode()
-        return self._template
+    def series(self) -> list[Series]:
+        """All its series: the buckets, and the sum at the end."""
+        return [*self.buckets, self.sum]
 
     def bucket(self, duration_ms: float) -> Series:
         """Find the bucket of a duration; an upper bound belongs to its bucket."""
@@ -140,15 +129,15 @@ class Figures:
                 self._lifecycle.restore(series)
         stale: list[Series] = []
         for (family, labels), found in parts.items():
-            if set(found) != {*self._buckets[family], _SUM}:
+            if set(found) != {*self._buckets[family], SUM}:
                 stale += found.values()
                 for series in found.values():
-                    series.stored = True
+                    series.block = Block()  # on no page
                 continue
-            for series in found.values():
+            histogram = self._assemble(family, labels, [found[bound] for bound in self._buckets[family]], found[SUM])
+            for series in histogram.series:
                 self._add(series)
                 self._lifecycle.restore(series)
-            self._assemble(family, labels, [found[bound] for bound in self._buckets[family]], found[_SUM])
         return stale
 
     def remove(self, gone: Iterable[Series]) -> None:
@@ -174,7 +163,7 @@ class Figures:
 
     def _make_histogram(self, family: Family, labels: _Labels, now_ms: int) -> Histogram:
         buckets = [self._make(family, (*labels, bound), now_ms) for bound in self._buckets[family]]
-        total = self._make(family, (*labels, _SUM), now_ms)
+        total = self._make(family, (*labels, SUM), now_ms)
         return self._assemble(family, labels, buckets, total)
 
     def _assemble(self, family: Family, labels: _Labels, buckets: list[Series], total: Series) -> Histogram:
