@@ -72,7 +72,7 @@ class Block:
         if piece is None:
             piece = self._pieces[to_scraper] = Piece(self._lines(to_scraper=to_scraper))
         else:
-            self._rest()
+            self._template = None  # at rest
         return piece
 
     def _all_born(self) -> bool:
@@ -101,21 +101,15 @@ class Block:
         return f"{_template_text(family.sample_name, family.labels, series.labels)}%d\n"
 
     def _open_template(self) -> bytes:
-        template = self._template
-        if template is None:
-            if self._packed is None:
-                template = "".join([self._template_of(each) for each in self.series]).encode()
-            else:
-                template = isal_zlib.decompress(self._packed)
-            self._template = template
-        return template
-
-    def _rest(self) -> None:
-        """Keep the template compressed only: nothing has changed since the last page."""
         if self._template is not None:
-            if self._packed is None:
-                self._packed = isal_zlib.compress(self._template, 1)
-            self._template = None
+            return self._template
+        if self._packed is None:
+            template = "".join([self._template_of(each) for each in self.series]).encode()
+            self._packed = isal_zlib.compress(template, 1)
+            return template
+        # It changes while it is looked at, and may again before the next page.
+        self._template = isal_zlib.decompress(self._packed)
+        return self._template
 
     def _forget_template(self) -> None:
         self.note_birth()

@@ -21,7 +21,7 @@ from exporter.derived.releases import Releases
 from exporter.derived.state import DerivedState
 from exporter.group import NotStoredError, Write
 from exporter.journal.derived_records import RestoredDerived
-from exporter.journal.opening import Opened, open_journal
+from exporter.journal.opening import Opened, consumed, open_journal
 from exporter.journal.records import Birth, Restored, SeriesRow
 from exporter.journal.store import Journal
 from exporter.labels import LabelPolicy, Labels
@@ -151,15 +151,17 @@ class State:
         cells: list[Cell] = []
         figures: list[Series] = []
         share = self.counters.texts.share
-        for row in restored.series:
+        times: dict[int, int] = {}
+        for row in consumed(restored.series):
+            last_ms = times.setdefault(row.last_ms, row.last_ms)
             self.lifecycle.reserve(row.series_id)
             labels = share(_read_labels(row.labels))
             if row.family == EVENTS.name:
-                cells.append(_fill(Cell(Labels._make(labels), row.last_ms), row))
+                cells.append(_fill(Cell(Labels._make(labels), last_ms), row))
                 self.labels.restore(cells[-1].labels)
             elif self.derived is not None and row.family in _FAMILIES:
                 family = _FAMILIES[row.family]
-                figures.append(_fill(Series(family, tuple(labels), row.last_ms), row))
+                figures.append(_fill(Series(family, tuple(labels), last_ms), row))
         self.counters.restore(cells, restored.totals.expired_events)
         stale = self.figures.restore(figures)
         for series in self.figures:

@@ -2,11 +2,12 @@
 
 import sqlite3
 from array import array
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 _PRIMARY_CODE: Final = 0xFF
 _SERIES_TYPES: Final = (int, str, str, int, int, int)
 _BIRTHS: Final = frozenset(Birth)
+_Item = TypeVar("_Item")
 _read_labels: Final = msgspec.json.Decoder(list[str]).decode
 _DAMAGE: Final = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
@@ -145,7 +147,8 @@ def _judge(error: Exception) -> Exception:
 
 def _load(connection: sqlite3.Connection) -> Restored:
     # All rows at once: a query that an error leaves half read keeps the file open behind `close`, while it is moved.
-    series = [_series_row(row) for row in connection.execute("SELECT * FROM series ORDER BY series_id").fetchall()]
+    rows = connection.execute("SELECT * FROM series ORDER BY series_id").fetchall()
+    series = [_series_row(row) for row in consumed(rows)]
     event_ids = []
     for now_ms, blob in connection.execute("SELECT now_ms, ids FROM event_ids ORDER BY number").fetchall():
         ids = array("Q")
@@ -156,6 +159,13 @@ def _load(connection: sqlite3.Connection) -> Restored:
         msg = "a total is not a number"
         raise ValueError(msg)
     return Restored(totals, series, event_ids, read_derived(connection))
+
+
+def consumed(items: list[_Item]) -> Iterator[_Item]:
+    """Give items in their order and take each out of the list, so that what is made of them takes their room."""
+    items.reverse()
+    while items:
+        yield items.pop()
 
 
 def _series_row(row: tuple[object, ...]) -> SeriesRow:
