@@ -4,6 +4,7 @@ Most series do not change between two scrapes, so a block keeps its piece until 
 lines have in common is kept besides, compressed while the block is at rest.
 """
 
+from array import array
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -31,11 +32,12 @@ class Block:
         series: the series, in the order of their storing.
     """
 
-    __slots__ = ("_is_born", "_packed", "_pieces", "_template", "series")
+    __slots__ = ("_is_born", "_packed", "_pieces", "_template", "_values", "series")
 
     def __init__(self) -> None:
         """Start without any series; text is made when it is first needed."""
         self.series: list[Series] = []
+        self._values = array("q")  # those of the series, side by side: to gather them takes longer than to write them
         self._pieces: dict[bool, Piece] = {}
         self._is_born: bool | None = None
         self._template: bytes | None = None
@@ -48,16 +50,23 @@ class Block:
 
     def add(self, series: "Series") -> None:
         """Take one more series."""
+        series.block = self
+        series.place = len(self.series)
         self.series.append(series)
+        self._values.append(series.value)
         self._forget_template()
 
     def remove(self, gone: Container["Series"]) -> None:
         """Take series out, also of a page that is being rendered."""
         self.series = [each for each in self.series if each not in gone]
+        self._values = array("q", [each.value for each in self.series])
+        for place, each in enumerate(self.series):
+            each.place = place
         self._forget_template()
 
-    def note_value(self) -> None:
-        """Forget what was written: a value has changed."""
+    def note_value(self, place: int, value: int) -> None:
+        """Take another value of a series, and forget what was written."""
+        self._values[place] = value
         self._pieces.clear()
 
     def note_birth(self) -> None:
@@ -82,17 +91,17 @@ class Block:
 
     def _lines(self, *, to_scraper: bool) -> bytes:
         template = self._open_template()
-        values = self._values(to_scraper=to_scraper)
+        values = self._shown_values(to_scraper=to_scraper)
         if to_scraper and None in values:
             lines = zip(template.split(b"\n"), values, strict=False)  # behind the last line break there is nothing
             template = b"".join([line + b"\n" for line, value in lines if value is not None])
             values = [value for value in values if value is not None]
         return template % tuple(values)
 
-    def _values(self, *, to_scraper: bool) -> Sequence[object]:
+    def _shown_values(self, *, to_scraper: bool) -> Sequence[object]:
         """Give what stands in each line of the template; None if the line must not appear."""
         if not to_scraper:
-            return [each.value for each in self.series]
+            return self._values
         return [shown_value(each, to_scraper=True) for each in self.series]
 
     def _template_of(self, series: "Series") -> str:
@@ -127,7 +136,7 @@ class HistogramBlock(Block):
         """Whether the next series goes into another block."""
         return super().is_full and self.series[-1].labels[-1] == SUM
 
-    def _values(self, *, to_scraper: bool) -> Sequence[object]:
+    def _shown_values(self, *, to_scraper: bool) -> Sequence[object]:
         values: list[object] = []
         histogram: list[Series] = []
         for each in self.series:
@@ -164,12 +173,11 @@ class Blocks:
         """Give the blocks that there are now."""
         return iter(self._blocks.copy())
 
-    def add(self, series: "Series") -> Block:
-        """Take a series that is stored; gives its block."""
+    def add(self, series: "Series") -> None:
+        """Take a series that is stored."""
         if not self._blocks or self._blocks[-1].is_full:
             self._blocks.append(self._kind())
         self._blocks[-1].add(series)
-        return self._blocks[-1]
 
     def drop_empty(self) -> None:
         """Let go of blocks without series."""

@@ -99,10 +99,12 @@ class Page:
             to_scraper: whether births are to be held back.
         """
         steps = Steps()
+        texts: list[bytes] = []
         for metric in self._small.collect():
-            for lines in _small_family(metric, openmetrics=openmetrics):
-                yield Piece(lines)
+            for text in _small_family(metric, openmetrics=openmetrics):
+                texts.append(text)
                 await steps.pause()
+        yield Piece(b"".join(texts))
         blocks = self._counters.lifecycle.blocks
         for family in (EVENTS, *FAMILIES):
             name = family.name if openmetrics else family.sample_name

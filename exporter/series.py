@@ -54,9 +54,10 @@ class Series:
         birth: how much of it Prometheus may see.
         last_ms: when its last event arrived, in milliseconds since 1970.
         block: where its line is kept, once the journal has it; before, it is shown to nobody.
+        place: its place in there.
     """
 
-    __slots__ = ("birth", "block", "family", "labels", "last_ms", "series_id", "value")
+    __slots__ = ("birth", "block", "family", "labels", "last_ms", "place", "series_id", "value")
 
     def __init__(self, family: Family, labels: tuple[str, ...], now_ms: int) -> None:
         """Make a series that nobody knows yet."""
@@ -67,6 +68,7 @@ class Series:
         self.birth = family.first_birth
         self.last_ms = now_ms
         self.block: Block | None = None
+        self.place = 0
 
     @property
     def stored(self) -> bool:
@@ -77,7 +79,7 @@ class Series:
         """Take another value, which is committed."""
         self.value = value
         if self.block is not None:
-            self.block.note_value()
+            self.block.note_value(self.place, value)
 
     def show(self, birth: Birth) -> None:
         """Let Prometheus see so much of it, which is committed."""
@@ -137,7 +139,7 @@ class Lifecycle:
             self._show(series)
 
     def _show(self, series: Series) -> None:
-        series.block = self.blocks[series.family].add(series)
+        self.blocks[series.family].add(series)
         if series.birth is not Birth.FULL:
             self.unborn[series] = None
 

@@ -132,7 +132,7 @@ class Figures:
             if set(found) != {*self._buckets[family], SUM}:
                 stale += found.values()
                 for series in found.values():
-                    series.block = Block()  # on no page
+                    Block().add(series)  # on no page
                 continue
             histogram = self._assemble(family, labels, [found[bound] for bound in self._buckets[family]], found[SUM])
             for series in histogram.series:
