@@ -236,6 +236,17 @@ def test_what_has_not_changed_is_used_again() -> None:
     assert 1 == sum(old is not new for old, new in zip(first, again, strict=True))
 
 
+def test_series_grow_beside_those_that_expired() -> None:
+    """What stands in a block behind a series that is gone still gets its own values."""
+    world = World()
+    world.event("a")
+    world.store()
+    world.expire({0, 3}, set())
+    for place, _ in enumerate(world.stored()):
+        world.grow(place, 10 + place)
+        world.look(openmetrics=False, to_scraper=False)
+
+
 # --- a whole exporter -------------------------------------------------------------------------------------------------
 
 APPS, PLATFORMS, VERSIONS = ("com.example.a", "com.example.b"), ("ios", "android"), ("1.0.0", "2.0.0", "3.0.0")
