@@ -6,9 +6,7 @@ COMMIT returned, makes it visible, answers its waiters and hands over the next.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import structlog
@@ -25,6 +23,10 @@ from exporter.journal.store import CommitFailedError, Journal
 from exporter.repair import Repairs
 from exporter.series import Lifecycle, Series, whole
 from exporter.telemetry import Telemetry
+from exporter.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PROBE_SECONDS: Final = 1.0
 _CALM_SECONDS: Final = 60.0
@@ -38,7 +40,6 @@ What has arrived by now goes into the group, and a sixth of the time of single e
 """
 
 _json = msgspec.json.Encoder()
-_Result = TypeVar("_Result")
 _Waiting = list[tuple["Write", asyncio.Future[None]]]
 
 log = structlog.get_logger()
@@ -81,7 +82,7 @@ class Committer:
         self._dedupe = dedupe
         self._telemetry = telemetry
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, "journal")
+        self._thread = Worker("journal")
         self.repairs = Repairs(journal, self._thread, telemetry, clock.monotonic)
         self._work = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -144,7 +145,7 @@ class Committer:
 
         It never returns where that thread hangs, at a disk that does.
         """
-        answer = asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+        answer = self._thread.run(lambda: None)
         while not (await asyncio.wait([answer], timeout=_LOOK_SECONDS))[0]:
             if self.repairs.gets_on():
                 return
@@ -157,8 +158,8 @@ class Committer:
 
     def close(self) -> None:
         """Close the journal, after `run` has returned."""
-        self._thread.submit(self._journal.close).result()
-        self._thread.shutdown()
+        self._thread.finish()
+        self._journal.close()
 
     async def _commit_next(self) -> None:
         group, self.group = self.group, Group()
@@ -168,7 +169,7 @@ class Committer:
         started = self._clock.monotonic()
         repairs = self.repairs.done
         try:
-            committed = await self._in_thread(self._journal.commit, transaction)
+            committed = await self._thread.run(self._journal.commit, transaction)
         except CommitFailedError as error:
             doubtful = [done for write, done in writes if (write.delivered or write.edits) and not error.is_certain]
             self._discard(group, [done for _, done in writes if done not in doubtful], error)
@@ -191,9 +192,6 @@ class Committer:
             if not waiter.done():
                 waiter.set_result(None)
         _answer([done for _, done in writes], None)
-
-    async def _in_thread(self, function: Callable[..., _Result], *args: object) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _transaction(self, group: Group, writes: list[Write]) -> tuple[Transaction, list[Series]]:
         transaction = Transaction(self._journal.totals.last_transaction + 1, self._clock.wall_ms())
@@ -287,9 +285,9 @@ class Committer:
                 await self.repairs.run(repairs)
             repairs = self.repairs.done
             try:
-                last_stored = await self._in_thread(self._journal.recover)
+                last_stored = await self._thread.run(self._journal.recover)
                 if self._derived is not None:
-                    self._derived.restore(await self._in_thread(self._journal.read_derived))
+                    self._derived.restore(await self._thread.run(self._journal.read_derived))
             except CommitFailedError as again:
                 latest = again
                 log.debug("journal still cannot be written", error=str(again), first_error=str(error))

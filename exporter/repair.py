@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +12,7 @@ import structlog
 from exporter.journal.salvage import BEFORE_VACUUM, DAMAGED, Salvage, Salvaged, SalvageError
 from exporter.journal.store import Journal
 from exporter.telemetry import Telemetry
+from exporter.worker import Worker
 
 AGAIN_SECONDS: Final = 60.0
 
@@ -27,9 +27,7 @@ class Repairs:
         error: why the last one failed; empty if it did not.
     """
 
-    def __init__(
-        self, journal: Journal, thread: Executor, telemetry: Telemetry, monotonic: Callable[[], float]
-    ) -> None:
+    def __init__(self, journal: Journal, thread: Worker, telemetry: Telemetry, monotonic: Callable[[], float]) -> None:
         """Take the parts.
 
         Args:
@@ -106,19 +104,18 @@ class Repairs:
     async def _repair(self, *, is_asked_for: bool = False) -> bool:
         self._salvage = salvage = Salvage(self._journal.path, BEFORE_VACUUM if is_asked_for else DAMAGED)
         started = self._monotonic()
-        loop = asyncio.get_running_loop()
         try:
-            until = await loop.run_in_executor(self._thread, self._journal.begin_salvage)
+            until = await self._thread.run(self._journal.begin_salvage)
             await asyncio.to_thread(_copy, salvage, until)
             self._is_adopting = True
-            salvaged = await loop.run_in_executor(self._thread, self._journal.adopt, salvage)
+            salvaged = await self._thread.run(self._journal.adopt, salvage)
         except (sqlite3.Error, OSError, SalvageError) as error:
             if not is_asked_for:
                 self._not_before = self._monotonic() + AGAIN_SECONDS
             if str(error) != self.error and not self._is_stopping and not is_asked_for:
                 log.error("the damaged journal cannot be repaired now; it is tried again", error=str(error))  # noqa: TRY400 -- no trace for people
             self.error = str(error)
-            await loop.run_in_executor(self._thread, self._journal.end_salvage)
+            await self._thread.run(self._journal.end_salvage)
             return False
         finally:
             self._is_adopting = False

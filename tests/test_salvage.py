@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from exporter.journal.store import Journal
 from exporter.repair import AGAIN_SECONDS, Repairs
 from exporter.telemetry import Telemetry
 from exporter.tools.keeper import Local
+from exporter.worker import Worker
 from tests.support.inprocess import ManualClock
 
 NOW_MS = 1_795_140_000_000
@@ -289,7 +289,7 @@ class Repaired:
         telemetry: where they count.
     """
 
-    def __init__(self, journal: Journal, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, journal: Journal, thread: Worker) -> None:
         """Put them together."""
         self.time = ManualClock()
         self.telemetry = Telemetry()
@@ -309,15 +309,14 @@ class Repaired:
 
 
 @pytest.fixture
-def thread() -> Iterator[ThreadPoolExecutor]:
+def thread() -> Iterator[Worker]:
     """The journal's thread."""
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
+    worker = Worker("journal")
+    yield worker
+    worker.finish()
 
 
-async def test_no_room_for_a_new_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: ThreadPoolExecutor
-) -> None:
+async def test_no_room_for_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: Worker) -> None:
     """It is told once and tried again after a minute; nothing is changed until there is room."""
     journal = fill(tmp_path)
     spoil(journal.path, pages(journal.path, "points", "leaf")[3])
@@ -345,7 +344,7 @@ async def test_no_room_for_a_new_file(
 
 
 async def test_a_damaged_file_is_kept_only_where_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: ThreadPoolExecutor
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: Worker
 ) -> None:
     """The last one is kept; on a disk that is nearly full, none."""
     journal = fill(tmp_path)
@@ -366,7 +365,7 @@ async def test_a_damaged_file_is_kept_only_where_there_is_room(
     journal.close()
 
 
-async def test_a_vacuum_leaves_a_damaged_file_alone(tmp_path: Path, thread: ThreadPoolExecutor) -> None:
+async def test_a_vacuum_leaves_a_damaged_file_alone(tmp_path: Path, thread: Worker) -> None:
     """Points were lost with it; only people delete it. Of the vacuum itself nothing is left over."""
     journal = fill(tmp_path)
     damaged = tmp_path / f"{FILE_NAME}.damaged"
@@ -379,7 +378,7 @@ async def test_a_vacuum_leaves_a_damaged_file_alone(tmp_path: Path, thread: Thre
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640])
-async def test_the_new_file_is_whose_the_old_one_was(tmp_path: Path, thread: ThreadPoolExecutor, mode: int) -> None:
+async def test_the_new_file_is_whose_the_old_one_was(tmp_path: Path, thread: Worker, mode: int) -> None:
     """Root may vacuum, and the exporter's user can open it afterwards; nobody else can who could not before."""
     journal = fill(tmp_path)
     owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
@@ -391,7 +390,7 @@ async def test_the_new_file_is_whose_the_old_one_was(tmp_path: Path, thread: Thr
     assert (mode, owner) == (stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid))
 
 
-async def test_damaged_counters_are_not_salvaged(tmp_path: Path, thread: ThreadPoolExecutor) -> None:
+async def test_damaged_counters_are_not_salvaged(tmp_path: Path, thread: Worker) -> None:
     """What the counters are stored in has to be whole: the file stays as it is, and a start sets it aside as ever."""
     journal = fill(tmp_path)
     spoil(journal.path, pages(journal.path, "points", "leaf")[3], *pages(journal.path, "series", "leaf"))
@@ -409,7 +408,7 @@ async def test_damaged_counters_are_not_salvaged(tmp_path: Path, thread: ThreadP
     assert content == found.set_aside[0].read_bytes()
 
 
-async def test_a_reader_of_the_old_file_is_waited_for(tmp_path: Path, thread: ThreadPoolExecutor) -> None:
+async def test_a_reader_of_the_old_file_is_waited_for(tmp_path: Path, thread: Worker) -> None:
     """While another program, such as a backup, reads a file that it would lose, it is not replaced."""
     journal = fill(tmp_path)
     spoil(journal.path, pages(journal.path, "points", "leaf")[3])
@@ -429,7 +428,7 @@ async def test_a_reader_of_the_old_file_is_waited_for(tmp_path: Path, thread: Th
     assert sorted(expected) == waiting(journal.path)
 
 
-async def test_a_program_that_has_the_old_file_open(tmp_path: Path, thread: ThreadPoolExecutor) -> None:
+async def test_a_program_that_has_the_old_file_open(tmp_path: Path, thread: Worker) -> None:
     """It goes on seeing the old file, and neither it nor what it leaves takes anything from the new one."""
     journal = fill(tmp_path / "data")
     spoil(journal.path, pages(journal.path, "points", "leaf")[3])
@@ -450,7 +449,7 @@ async def test_a_program_that_has_the_old_file_open(tmp_path: Path, thread: Thre
 
 
 async def test_repairs_end_when_they_are_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: ThreadPoolExecutor
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: Worker
 ) -> None:
     """One that copies gives up, and leaves nothing; no other begins."""
     journal = fill(tmp_path)

@@ -24,6 +24,7 @@ from exporter.journal.salvage import Salvage, Salvaged
 from exporter.notify import ServiceManager
 from exporter.settings import Settings
 from exporter.tools.keeper import open_keeper
+from exporter.worker import Worker
 from tests.support.exporter import ExporterProcess, influx_settings
 from tests.support.fakeinflux import ScriptedInflux
 from tests.support.inprocess import running
@@ -137,16 +138,24 @@ async def test_process_that_stands_still_gives_no_sign(listener: Manager, tmp_pa
 
 
 def stand_still(thread: str) -> threading.Event:
-    """Keep a pool's only thread busy; return what lets it go on."""
-    (pool,) = (each for each in gc.get_objects() if isinstance(each, ThreadPoolExecutor) and name_of(each) == thread)
+    """Keep a thread busy that works for the event loop; return what lets it go on."""
+    (found,) = (
+        each for each in gc.get_objects() if isinstance(each, (Worker, ThreadPoolExecutor)) and name_of(each) == thread
+    )
     go_on = threading.Event()
-    pool.submit(go_on.wait)
+    if isinstance(found, Worker):
+        found.run(go_on.wait)
+    else:
+        found.submit(go_on.wait)
     return go_on
 
 
-def name_of(pool: ThreadPoolExecutor) -> str:
-    """Return the name that a pool gives to its threads; of one that is shut down nothing."""
-    return "" if pool._shutdown else str(pool._thread_name_prefix)  # noqa: SLF001 -- nothing public tells them apart
+def name_of(thread: Worker | ThreadPoolExecutor) -> str:
+    """Return the name of a worker, or the one that a pool gives to its threads; of one that has ended nothing."""
+    # Nothing public tells them apart.
+    if isinstance(thread, Worker):
+        return thread.name if thread._thread.is_alive() else ""  # noqa: SLF001
+    return "" if thread._shutdown else str(thread._thread_name_prefix)  # noqa: SLF001
 
 
 @pytest.mark.parametrize("thread", ["journal", "delivery"])
