@@ -42,12 +42,14 @@ async def test_job_of_one_who_left_is_done() -> None:
     worker = Worker("journal")
     go_on = threading.Event()
     done: list[str] = []
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
     worker.run(go_on.wait)
     left = worker.run(done.append, "left")
     left.cancel()
     go_on.set()
     assert await worker.run(lambda: True)
-    assert ["left"] == done
+    assert (["left"], []) == (done, faults)
     worker.finish()
 
 
