@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -86,3 +87,15 @@ def test_make_targets_of_the_documents_exist() -> None:
     named = {name for text in texts for name in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)}
     assert named
     assert set() == named - targets
+
+
+def test_documents_set_values_that_there_are() -> None:
+    """Where a document sets a setting that takes a few words, it is one of them."""
+    wrong = []
+    for path in DOCUMENTS:
+        for name, value in re.findall(r"\b(EXPORTER_[A-Z_]+)=([a-z-]+)", path.read_text(encoding="utf-8")):
+            field = Settings.model_fields.get(name.removeprefix("EXPORTER_").lower())
+            words = get_args(field.annotation) if field is not None else ()
+            if words and all(isinstance(word, str) for word in words) and value not in words:
+                wrong.append((path.name, name, value))
+    assert [] == wrong
