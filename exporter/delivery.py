@@ -131,12 +131,12 @@ class Delivery:
         await self._remove(rows, report)
         self._count(report)
 
-    async def _read_noted(self) -> tuple[Batch, list[PointsRow]] | None:
+    async def _read_noted(self, *, is_gathering: bool) -> tuple[Batch, list[PointsRow]] | None:
         """Read what is next, and note that this sender has it under way, for `settle`."""
         self._under_way[asyncio.current_task()] = asyncio.Event()
         taken = None
         try:
-            taken = await self._read_next()
+            taken = await self._read_next(is_gathering=is_gathering)
         finally:
             if taken is None:
                 self._end()
@@ -163,8 +163,10 @@ class Delivery:
             while True:
                 self._stored.clear()
                 repairs = self._committer.repairs.done
+                # Asked once: were it over between two questions, nobody would read, and nobody would wake who waits.
+                gathering_seconds = self._gathering_seconds()
                 try:
-                    taken = await self._read_noted()
+                    taken = await self._read_noted(is_gathering=gathering_seconds > 0)
                 except sqlite3.Error as error:
                     self._telemetry.journal_read_failures.inc()
                     if str(error) != self._read_error:
@@ -179,21 +181,22 @@ class Delivery:
                 if taken is not None:
                     self._read_error = ""
                     return taken
-                if self._draining.is_set():
+                if self._draining.is_set() and not gathering_seconds:
                     return None
                 shelf_seconds = self._shelf.wait_seconds()
-                if seconds := self._gathering_seconds():
-                    await pause(seconds if shelf_seconds is None else min(seconds, shelf_seconds), self._draining)
+                if gathering_seconds:
+                    seconds = gathering_seconds if shelf_seconds is None else min(gathering_seconds, shelf_seconds)
+                    await pause(seconds, self._draining)
                     continue
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stored.wait(), shelf_seconds)
 
-    async def _read_next(self) -> tuple[Batch, list[PointsRow]] | None:
+    async def _read_next(self, *, is_gathering: bool) -> tuple[Batch, list[PointsRow]] | None:
         """Read a batch from the shelf and one from those that were never tried, by turns."""
         if not self._was_on_shelf and (taken := await self._read_shelved()) is not None:
             self._was_on_shelf = True
             return taken
-        if not self._gathering_seconds() and (rows := await self._read_new()):
+        if not is_gathering and (rows := await self._read_new()):
             self._was_on_shelf = False
             return Batch(rows[0].number, rows[-1].number), rows
         return await self._read_shelved()

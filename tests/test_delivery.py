@@ -679,3 +679,41 @@ async def test_real_influxdb_with_points_beyond_retention(tmp_path: Path) -> Non
             )
         assert (devices(good), devices(bad)) == (await stored_in(influxdb), dead_devices(data_dir))
         assert [] == proxy.gzip_errors
+
+
+# --- few points -------------------------------------------------------------------------------------------------------
+
+
+class SteppingClock:
+    """A clock that stands still but for a step each time that somebody looks at it."""
+
+    def __init__(self, step_seconds: float) -> None:
+        """Start at 0."""
+        self._now = 0.0
+        self._step = step_seconds
+
+    def monotonic(self) -> float:
+        """Give the seconds."""
+        self._now += self._step
+        return self._now
+
+
+@pytest.mark.parametrize("step_seconds", [0.001, 0.04, 0.06, 0.09, 0.15, 0.19, 0.21])
+async def test_what_came_while_points_gathered_is_sent(step_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes when that time is over, at whichever moment that is, though nothing comes any more that wakes anybody."""
+    read = exporter.delivery.Delivery._read_new  # noqa: SLF001 -- nothing public says when a sender has read
+    late: list[asyncio.Task[Any]] = []
+
+    async def read_and_store(self: exporter.delivery.Delivery) -> Any:
+        rows = await read(self)
+        if rows and not late:
+            late.append(asyncio.create_task(accept(running_exporter, events(1))))
+            await late[0]
+        return rows
+
+    monkeypatch.setattr(exporter.delivery.Delivery, "_read_new", read_and_store)
+    monkeypatch.setattr(exporter.delivery, "time", SteppingClock(step_seconds))
+    async with ScriptedInflux() as influx, delivering(influx) as running_exporter:
+        await accept(running_exporter, events(1))
+        await emptied(running_exporter)
+        assert 2 == len(influx.stored)
