@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 
 import exporter.commit
 import exporter.journal.schema
+from exporter.delivery import SENDERS
 from exporter.journal.opening import FILE_NAME
 from tests.conftest import StartExporter, V2InfluxDB
 from tests.support.exporter import ExporterProcess, influx_settings
@@ -261,9 +262,11 @@ class HeldInflux(ScriptedInflux):
     def __init__(self) -> None:
         """Hold every request."""
         super().__init__()
+        self.held = 0
         self.released = asyncio.Event()
 
     async def _write(self, request: web.Request) -> web.Response:
+        self.held += 1
         await self.released.wait()
         return await super()._write(request)
 
@@ -305,7 +308,10 @@ async def test_a_page_that_is_damaged_while_the_exporter_runs(exporter_process: 
     async with HeldInflux() as influx:
         settings = influx_settings(influx.url, token="t", org="o", bucket="b")  # noqa: S106 -- nobody checks it
         exporter = await exporter_process({**settings, "EXPORTER_INFLUX_TIMEOUT": "10m"})
-        for number in range(80):
+        for sender in range(SENDERS):  # each has something to wait for, and so reads nothing of what follows
+            assert 200 == (await exporter.post(events(sender, 1))).status
+            await wait_for(lambda: influx.held > sender, 30, "a sender to be held")  # noqa: B023 -- waited for at once
+        for number in range(SENDERS, 80):
             assert 200 == (await exporter.post(events(number, 1))).status
         lost = damage_leaf(exporter.data_dir / FILE_NAME, 0.5)
         assert 200 == (await exporter.post(events(80, 5))).status
