@@ -45,6 +45,7 @@ MAY_BE_ZERO: Final = {
     ("capgo-exporter", "Rejected events"): "devices send what the contract says",
     ("capgo-exporter", "Not accepted, by reason"): "devices send what the contract says",
     ("capgo-exporter", "Bodies refused"): "devices send what the contract says",
+    ("capgo-exporter", "Requests put off"): "nobody sends more than is allowed",
     ("capgo-exporter", "Failures of the journal"): "the disk works",
     ("capgo-exporter", "Failing, and why"): "InfluxDB takes every point",
     ("capgo-exporter", "Points refused for good"): "InfluxDB takes every point",

@@ -338,7 +338,7 @@ def test_influxdb_maps_the_bucket_for_influxql(containers: Path, tmp_path: Path)
 async def test_alert_rules_ask_for_metrics_that_exist() -> None:
     """Every metric of the exporter that an alert rule asks for is one that the exporter shows."""
     rules = (ROOT / "prometheus/rules/exporter.yml").read_text(encoding="utf-8")
-    asked = set(re.findall(r"\bcapgo_exporter_\w+", rules))
+    asked = set(re.findall(r"(?<![:\w])capgo_exporter_\w+", rules))  # behind a colon is a recording rule's name
     async with running() as server:
         shown = {sample.name for sample in parse_samples(await server.metrics())}
 
