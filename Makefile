@@ -11,8 +11,8 @@ RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
 LOWEST_INSTALLED := $(LOWEST)/.installed
 # The tests whose code calls a dependency; what the others add is in how long they run and what they run against.
-LOWEST_TESTS := bodies cli contract delivery derived_state devices events exposition identity influx journal lineprotocol \
-  lower_bounds operations releases settings simulate telemetry
+LOWEST_TESTS := bodies cli derived_state devices events exposition identity influx journal lineprotocol lower_bounds \
+  operations releases settings simulate telemetry
 
 .DEFAULT_GOAL := help
 # A virtual environment that could not be finished must not pass for one.
