@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests.support.exporter import ExporterProcess, influx_settings
 from tests.support.fakeinflux import ScriptedInflux
@@ -27,8 +27,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # --- hypothesis -------------------------------------------------------------------------------------------------------
 
 # Deadlines measure the machine, not the code: a busy one would fail good examples.
-settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True, max_examples=200)
-settings.register_profile("dev", deadline=None, max_examples=50)
+# To explain failures every line of every run is traced before Python 3.12, which makes some tests several times slower.
+PHASES: Final = tuple(phase for phase in Phase if phase is not Phase.explain)
+settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True, max_examples=200, phases=PHASES)
+settings.register_profile("dev", deadline=None, max_examples=50, phases=PHASES)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 # --- servers that may be missing --------------------------------------------------------------------------------------
