@@ -1,9 +1,11 @@
 """A server that stands for InfluxDB, in the process of a benchmark: what it does with a write is for others to say."""
 
+from abc import ABC, abstractmethod
+
 from aiohttp import web
 
 
-class Receiver:
+class Receiver(ABC):
     """Takes writes to `/api/v2/write` as they come, compressed."""
 
     def __init__(self) -> None:
@@ -23,6 +25,6 @@ class Receiver:
         """Stop listening."""
         await self._runner.cleanup()
 
+    @abstractmethod
     async def write(self, request: web.Request) -> web.Response:
         """Answer a write."""
-        raise NotImplementedError

@@ -35,7 +35,7 @@ def apply_edits(connection: sqlite3.Connection, edits: list[Edit], totals: Total
         if isinstance(edit, Retry):
             edit.points = _retry(connection, edit.letters, totals, edited.lines)
         elif isinstance(edit, Discard):
-            edit.points = sum(_delete_letter(connection, letter, totals) for letter in edit.letters)
+            edit.points = sum(delete_letter(connection, letter, totals) for letter in edit.letters)
         else:
             edit.points = sum(_forget_in_group(connection, number, edit.ids, totals, edited) for number in edit.groups)
             edit.dead_letter_points = sum(
@@ -87,12 +87,13 @@ def _retry(connection: sqlite3.Connection, letters: list[int], totals: Totals, l
         found = None if row is None or row[0] == DAMAGED else _read(row[1])
         if found is not None:
             lines += found
-            _delete_letter(connection, letter, totals)
+            delete_letter(connection, letter, totals)
             points += len(found)
     return points
 
 
-def _delete_letter(connection: sqlite3.Connection, letter: int, totals: Totals) -> int:
+def delete_letter(connection: sqlite3.Connection, letter: int, totals: Totals) -> int:
+    """Delete a dead letter, if it is there, and tell how many points it held."""
     deleted = 0
     for count, size in connection.execute(
         "DELETE FROM dead_letters WHERE id = ? RETURNING count, bytes", (letter,)
@@ -131,7 +132,7 @@ def _forget_in_letter(connection: sqlite3.Connection, letter: int, ids: tuple[st
     if kept is None:
         return 0
     if not kept:
-        return _delete_letter(connection, letter, totals)
+        return delete_letter(connection, letter, totals)
     _, count, size, _ = row
     compressed = compress(kept)
     values = (len(kept), len(compressed) + ROW_OVERHEAD_BYTES, compressed, letter)

@@ -11,7 +11,7 @@ from exporter.journal.codec import compress
 from exporter.journal.damage import is_damage
 from exporter.journal.derived_records import RestoredDerived
 from exporter.journal.derived_store import FORGET_DERIVED, read_derived, write_derived
-from exporter.journal.edits import ROW_OVERHEAD_BYTES, Edited, apply_edits
+from exporter.journal.edits import ROW_OVERHEAD_BYTES, Edited, apply_edits, delete_letter
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import Committed, Totals, Transaction
 from exporter.journal.salvage import Salvage, Salvaged
@@ -288,12 +288,7 @@ def _write_dead_letters(connection: sqlite3.Connection, transaction: Transaction
     dropped = 0
     while totals.dead_letter_bytes > MAX_DEAD_LETTER_BYTES:
         for letter_id in _oldest(connection, _OLDEST_DEAD_LETTERS, totals.dead_letter_bytes - MAX_DEAD_LETTER_BYTES):
-            count, size = connection.execute(
-                "DELETE FROM dead_letters WHERE id = ? RETURNING count, bytes", (letter_id,)
-            ).fetchall()[0]
-            dropped += count
-            totals.dead_letter_points -= count
-            totals.dead_letter_bytes -= size
+            dropped += delete_letter(connection, letter_id, totals)
     return dropped
 
 
