@@ -3,9 +3,10 @@
 import zlib
 from typing import Final
 
-from isal import igzip, isal_zlib
+from isal import isal_zlib
 
 _COMPRESSION_LEVEL: Final = 1
+_GZIP_WINDOW_BITS: Final = 31
 _CHECKSUM_BYTES: Final = 4
 
 
@@ -16,7 +17,7 @@ def compress(lines: list[str]) -> bytes:
 
 def pack(data: bytes) -> bytes:
     """Compress bytes into one gzip member."""
-    return bytes(igzip.compress(data, _COMPRESSION_LEVEL))
+    return bytes(isal_zlib.compress(data, _COMPRESSION_LEVEL, _GZIP_WINDOW_BITS))
 
 
 def decompress(blob: bytes) -> list[str]:
@@ -34,11 +35,16 @@ def unpack(blob: bytes) -> bytes:
     Raises:
         ValueError: if they are damaged.
     """
+    member = isal_zlib.decompressobj(_GZIP_WINDOW_BITS)
     try:
-        return bytes(igzip.decompress(blob))
-    except (OSError, EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub says `Any`
+        data = member.decompress(blob)
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub says `Any`
         msg = f"damaged: {error}"
         raise ValueError(msg) from error
+    if not member.eof or member.unused_data:
+        msg = "damaged: it is cut off" if not member.eof else "damaged: something follows"
+        raise ValueError(msg)
+    return bytes(data)
 
 
 def seal(data: bytes) -> bytes:

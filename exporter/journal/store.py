@@ -1,6 +1,7 @@
 """Writing to the journal: one transaction at a time, on one thread."""
 
 import contextlib
+import json
 import sqlite3
 from array import array
 from dataclasses import replace
@@ -21,6 +22,7 @@ from exporter.journal.totals import oldest_point_ms, read_totals
 MAX_DEAD_LETTER_BYTES: Final = 64 << 20
 _ID_ROWS_SLACK: Final = 65_536
 _OLDEST_POINTS: Final = "SELECT number, bytes FROM points ORDER BY number LIMIT 64"
+_DELETE_POINTS: Final = "DELETE FROM points WHERE number IN (SELECT value FROM json_each(?)) RETURNING count, bytes"
 _OLDEST_DEAD_LETTERS: Final = "SELECT id, bytes FROM dead_letters ORDER BY id LIMIT 64"
 
 
@@ -264,14 +266,14 @@ def _write_points(connection: sqlite3.Connection, transaction: Transaction, more
 
 
 def _delete_points(connection: sqlite3.Connection, numbers: list[int], totals: Totals) -> int:
+    """Delete groups in one statement: one for each took three times as long, and the event loop's time in between."""
+    if not numbers:
+        return 0
     deleted = 0
-    for number in numbers:
-        for count, size in connection.execute(
-            "DELETE FROM points WHERE number = ? RETURNING count, bytes", (number,)
-        ).fetchall():
-            deleted += count
-            totals.points -= count
-            totals.bytes -= size
+    for count, size in connection.execute(_DELETE_POINTS, (json.dumps(numbers),)).fetchall():
+        deleted += count
+        totals.points -= count
+        totals.bytes -= size
     return deleted
 
 
