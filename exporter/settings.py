@@ -120,7 +120,7 @@ class Settings(BaseModel):
         60.0, gt=0, description="The longest scrape interval of all Prometheus servers that scrape this exporter."
     )
     dedupe_events: int = Field(
-        1_000_000, ge=1000, description="Events remembered, at least, to recognise re-sent ones."
+        1_000_000, ge=1000, le=1_000_000_000, description="Events remembered, at least, to recognise re-sent ones."
     )
     allowed_apps: Names = Field(
         frozenset(),

@@ -11,6 +11,7 @@ from exporter.access import AllowList
 from exporter.caps import SeriesRoom
 from exporter.clock import Clock
 from exporter.commit import Committer
+from exporter.configuration import SettingsError
 from exporter.counters import EVENTS, Cell, Counters
 from exporter.dedupe import DedupeWindow
 from exporter.derived import families
@@ -76,7 +77,11 @@ class State:
             families.WEBVIEW_LOAD_DURATION: settings.launch_buckets,
         }
         self.figures = Figures(self.lifecycle, bounds, rooms[1], overflow)
-        self.dedupe = DedupeWindow(settings.dedupe_events)
+        try:
+            self.dedupe = DedupeWindow(settings.dedupe_events)
+        except OSError as error:
+            msg = f"EXPORTER_DEDUPE_EVENTS: {settings.dedupe_events:,} are too many here: {error.strerror}"
+            raise SettingsError([msg]) from error
         self.derived = self._make_derived(settings) if settings.derived == "on" else None
         self.journal = Journal(
             opened.path,

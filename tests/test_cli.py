@@ -55,9 +55,12 @@ class Invoke:
         return CliRunner(env=env).invoke(main, arguments)
 
 
-async def run(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Outcome:
-    """Run `python -m exporter` as a process of its own."""
+async def run(
+    directory: Path, *arguments: str, env: Mapping[str, str] | None = None, under: Sequence[str] = ()
+) -> Outcome:
+    """Run `python -m exporter` as a process of its own, under another command if one is given."""
     process = await asyncio.create_subprocess_exec(
+        *under,
         sys.executable,
         "-m",
         "exporter",
@@ -169,6 +172,14 @@ async def test_mistakes_are_one_line_each(tmp_path: Path, command: str) -> None:
         "error: EXPORTER_SERIES_TTL: 'soon' is not a duration (15s, 5m, 12h, 30d, or a number of seconds)",
     ] == outcome.stderr.splitlines()
     assert [] == os.listdir(tmp_path)  # noqa: PTH208 -- ruff finds pathlib blocking in a coroutine
+
+
+async def test_a_window_that_does_not_fit_names_its_setting(tmp_path: Path) -> None:
+    """A thousand million events take 32 GiB of addresses, more than this process may have."""
+    env = {"EXPORTER_DEDUPE_EVENTS": "1000000000", "EXPORTER_LISTEN": "127.0.0.1:0"}
+    outcome = await run(tmp_path, "serve", env=env, under=["prlimit", f"--as={8 << 30}"])
+    problem = "EXPORTER_DEDUPE_EVENTS: 1,000,000,000 are too many here: Cannot allocate memory"
+    assert (2, "", f"error: {problem}\n") == outcome
 
 
 @pytest.mark.parametrize(

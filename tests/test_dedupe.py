@@ -27,6 +27,57 @@ def test_at_least_the_last_ids_are_remembered(capacity: int, seed: int) -> None:
     assert ids[-1] ^ 1 not in window
 
 
+_ODD_IDS = st.one_of(
+    st.integers(1, (1 << 64) - 1),
+    st.integers(1, 300),  # as sequences are
+    st.integers(1, 255).map(lambda number: number << 56),
+    st.integers(0, 300).map(lambda number: (1 << 64) - 1 - number),
+)
+
+
+@given(
+    capacity=st.integers(1, 500),
+    batches=st.lists(st.lists(_ODD_IDS, max_size=200, unique=True), max_size=30),
+    strangers=st.lists(_ODD_IDS, max_size=100),
+)
+def test_nothing_else_is_remembered(capacity: int, batches: list[list[int]], strangers: list[int]) -> None:
+    """Whatever the ids are, one by one or many at once: the last ones are known, and none that was never added."""
+    window = DedupeWindow(capacity)
+    added: dict[int, None] = {}
+    for number, ids in enumerate(batches):
+        new = [event_id for event_id in ids if event_id not in added]
+        assert set() == window.known(new)
+        window.add(new, number)
+        added |= dict.fromkeys(new)
+        last = list(added)[-capacity:]
+        assert set(last) == window.known(last)
+        assert [] == [event_id for event_id in last if event_id not in window]
+    unknown = [event_id for event_id in strangers if event_id not in added]
+    assert set() == window.known([*unknown, None])
+    assert [] == [event_id for event_id in unknown if event_id in window]
+
+
+def test_known_and_unknown_ids_are_told_apart_in_one_question() -> None:
+    """Of many ids, some without an identity, exactly those are found that were added, in either generation."""
+    window = DedupeWindow(20_000)
+    hashes = Random(3)  # noqa: S311 -- no secret
+    ids = [hashes.getrandbits(64) for _ in range(50_000)]
+    for start in range(0, 30_000, 1000):
+        window.add(ids[start : start + 1000], start)
+    asked = [*ids[10_000:], None, *ids[10_000:]]
+    assert set(ids[10_000:30_000]) == window.known(asked)
+
+
+def test_an_id_that_comes_again_and_again_fills_nothing() -> None:
+    """The same id many times, which no caller means to add, neither stops the window nor hides others for long."""
+    window = DedupeWindow(100)
+    for _ in range(10):
+        window.add([5] * 1000, 1)
+        for _ in range(1000):
+            window.add([5], 1)
+    assert {5} == window.known([5, 6])
+
+
 def test_old_ids_are_forgotten() -> None:
     """An id from long before the last `capacity` ones is new again."""
     window = DedupeWindow(1000)

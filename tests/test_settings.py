@@ -236,6 +236,10 @@ def test_a_missing_dotenv_is_no_mistake(tmp_path: Path) -> None:
             {"EXPORTER_TRUSTED_PROXIES": "10.0.0.0/8,nginx"},
             "EXPORTER_TRUSTED_PROXIES: 'nginx' does not appear to be an IPv4 or IPv6 network; give networks like",
         ),
+        (
+            {"EXPORTER_DEDUPE_EVENTS": "2000000000"},
+            "EXPORTER_DEDUPE_EVENTS: '2000000000': input should be less than or equal to 1000000000",
+        ),
         ({"EXPORTER_MAX_SERIES": "99"}, "EXPORTER_MAX_SERIES: '99': input should be greater than or equal to 100"),
         (
             {"EXPORTER_SERIES_TTL": "soon"},
