@@ -38,6 +38,8 @@ _Places = NDArray[np.int64]
 class DedupeWindow:
     """Remembers at least the last `capacity` committed ids, and at most about two and a half times as many.
 
+    Ids are numbers of 64 bits, but not 0, which stands for an empty slot.
+
     Each shard has two generations: the young one takes new ids, and becomes the old one when it is full, in place of
     the one before. Both are rows of one table, in its first half and in its second one by turns. A row is never more
     than two thirds full, so that every search meets an empty slot soon.
@@ -89,24 +91,22 @@ class DedupeWindow:
         ids = [event_id for event_id in event_ids if event_id is not None]
         if len(ids) < _FEW:
             return {event_id for event_id in ids if event_id in self}
-        wanted = _stored(ids)
+        wanted = np.array(ids, np.uint64)
         places = self._places(wanted)
         # Both halves are searched at once.
         wanted = np.concatenate((wanted, wanted))
         places = np.concatenate((places, places + self._half))
-        numbers = np.arange(len(wanted))
         found: set[int] = set()
         while len(places) >= _FEW:
             held = self._table[places]
-            is_met = held == wanted
-            if is_met.any():
-                found.update(ids[number % len(ids)] for number in numbers[is_met].tolist())
-            goes_on = (held != 0) & ~is_met
-            wanted, places, numbers = wanted[goes_on], self._next(places[goes_on]), numbers[goes_on]
-        for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
-            event_id = ids[number % len(ids)]
-            if self._holds(event_id, place):
-                found.add(event_id)
+            found.update(wanted[held == wanted].tolist())
+            goes_on = held != 0  # also after what was found, which is rare
+            wanted, places = wanted[goes_on], self._next(places[goes_on])
+        found.update(
+            event_id
+            for event_id, place in zip(wanted.tolist(), places.tolist(), strict=True)
+            if self._holds(event_id, place)
+        )
         return found
 
     def add(self, event_ids: Iterable[int], now_ms: int) -> None:
@@ -137,7 +137,7 @@ class DedupeWindow:
         return (event_id * self._factor & _ID_MASK) >> self._shift
 
     def _places(self, wanted: _Ids) -> _Places:
-        return (wanted * np.uint64(self._factor) >> np.uint64(self._shift)).astype(np.int64)
+        return (wanted * np.uint64(self._factor) >> np.uint64(self._shift)).view(np.int64)
 
     def _next(self, places: _Places) -> _Places:
         """Give the slots after these; the first one of a row follows its last."""
@@ -146,9 +146,8 @@ class DedupeWindow:
 
     def _holds(self, event_id: int, place: int) -> bool:
         within = self._slots - 1
-        wanted = event_id or 1
         while held := self._cells[place]:
-            if held == wanted:
+            if held == event_id:
                 return True
             place = place & ~within | place + 1 & within
         return False
@@ -156,10 +155,9 @@ class DedupeWindow:
     def _put(self, event_id: int, place: int) -> None:
         """Put an id into a slot, or into the next free one after it."""
         within = self._slots - 1
-        wanted = event_id or 1
-        while (held := self._cells[place]) and held != wanted:
+        while (held := self._cells[place]) and held != event_id:
             place = place & ~within | place + 1 & within
-        self._cells[place] = wanted
+        self._cells[place] = event_id
 
     def _add_few(self, ids: list[int]) -> set[int]:
         """Put ids into their shards, and give those."""
@@ -174,7 +172,7 @@ class DedupeWindow:
 
     def _add_many(self, ids: list[int]) -> range:
         """Do the same at once: of several ids that meet at a slot the last one gets it, and the others go on."""
-        wanted = _stored(ids)
+        wanted = np.array(ids, np.uint64)
         places = self._places(wanted)
         shards = places // self._slots
         counts = np.bincount(shards, minlength=len(self._counts)).tolist()
@@ -197,11 +195,6 @@ class DedupeWindow:
         self._limits[shard] = self._generation
         self._old_counts[shard], self._counts[shard] = self._counts[shard], 0
         self._old_since_ms[shard], self._young_since_ms[shard] = self._young_since_ms[shard], now_ms + 1
-
-
-def _stored(ids: list[int]) -> _Ids:
-    """Give ids as slots hold them: 0 stands for an empty one, so the one id in 2^64 that is 0 is taken for 1."""
-    return np.maximum(np.array(ids, np.uint64), 1)
 
 
 def _generation(capacity: int, shards: int) -> int:

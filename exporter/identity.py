@@ -11,7 +11,7 @@ _sorted_json = msgspec.json.Encoder(order="sorted")
 
 
 def identities(events: Iterable[Event | Rejection]) -> list[int | None]:
-    """Give the 64-bit identity of each event: xxh3-64 over its length-prefixed defining fields.
+    """Give the 64-bit identity of each event, never 0: xxh3-64 over its length-prefixed defining fields.
 
     They are the app, the device (lower case), the device's own timestamp, the action, the version as sent, and the
     metadata with sorted keys, because clients encode their queue anew for each attempt. The form is part of the
@@ -38,7 +38,7 @@ def identities(events: Iterable[Event | Rejection]) -> list[int | None]:
         key = f"{sender}{event.timestamp}:{len(action)}:{action}{len(version)}:{version}".encode()
         if event.metadata:
             key += _sorted_json.encode(event.metadata)
-        found.append(xxh3_64_intdigest(key))
+        found.append(xxh3_64_intdigest(key) or 1)
     return found
 
 
