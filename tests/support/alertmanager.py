@@ -4,14 +4,13 @@ import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
 
 from tests.support.ports import free_port
-from tests.support.process import ServerProcess, http_ok
+from tests.support.process import Server, ServerProcess, http_ok
 from tests.support.webserver import WebServer
 
 Labels = Mapping[str, str]
@@ -67,7 +66,7 @@ def connected(config: Mapping[str, Any], url: str, *, wait: str | None = None) -
     return changed
 
 
-class Alertmanager:
+class Alertmanager(Server):
     """Debian's `prometheus-alertmanager`, alone: no cluster."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
@@ -113,14 +112,3 @@ class Alertmanager:
         ):
             found: list[dict[str, Any]] = await response.json()
             return found
-
-    async def __aenter__(self) -> Self:
-        """Start the server."""
-        await self.process.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop the server."""
-        await self.process.stop()

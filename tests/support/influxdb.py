@@ -5,13 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 
 from tests.support.ports import free_port
-from tests.support.process import ServerProcess, http_ok
+from tests.support.process import Server, ServerProcess, http_ok
 
 Scalar = str | int | float | bool | None
 
@@ -75,7 +74,7 @@ class QueryError(Exception):
     """InfluxDB answered a query with an error."""
 
 
-class InfluxDB16:
+class InfluxDB16(Server):
     """Debian's `influxd` with its own directory, ports and database.
 
     It can be stopped and started again on the same port and data.
@@ -117,17 +116,13 @@ class InfluxDB16:
 
     async def start(self) -> None:
         """Start the server and create the database, if it is not there yet."""
-        await self.process.start()
+        await super().start()
         try:
             statement = f'CREATE DATABASE "{self.database}" WITH DURATION {self._retention} REPLICATION 1'
             await self._statement(statement, method="POST")
         except BaseException:
             self.process.close()
             raise
-
-    async def stop(self) -> None:
-        """Stop the server; its data stays."""
-        await self.process.stop()
 
     async def query(self, statement: str) -> list[dict[str, Scalar]]:
         """Run one InfluxQL statement and return its rows, tags of `GROUP BY` as columns, times in ns.
@@ -189,17 +184,6 @@ class InfluxDB16:
             raise QueryError(message)
         series: Sequence[dict[str, Any]] = result.get("series", [])
         return series
-
-    async def __aenter__(self) -> Self:
-        """Start the server."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop the server."""
-        await self.stop()
 
 
 def quote_identifier(name: str) -> str:

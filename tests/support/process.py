@@ -218,6 +218,35 @@ class ServerProcess:
             os.killpg(self._started().pid, number)
 
 
+class Server:
+    """A server that runs as a process while it is entered, or from `start` to `stop`.
+
+    Attributes:
+        process: the process, which a subclass makes.
+    """
+
+    process: ServerProcess
+
+    async def start(self) -> None:
+        """Start the server."""
+        await self.process.start()
+
+    async def stop(self) -> None:
+        """Stop the server; its data stays."""
+        await self.process.stop()
+
+    async def __aenter__(self) -> Self:
+        """Start the server."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop the server, also when the test failed."""
+        await self.stop()
+
+
 def _dying_with_parent() -> list[str]:
     """Return the command prefix that makes the kernel kill the server when this process dies.
 

@@ -5,13 +5,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 
 from tests.support.ports import free_port, wait_for
-from tests.support.process import ServerProcess, http_ok, minimal_environment
+from tests.support.process import Server, ServerProcess, http_ok, minimal_environment
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 
@@ -38,11 +37,12 @@ class Target:
     last_error: str
 
 
-class Prometheus:
+class Prometheus(Server):
     """Debian's `prometheus`, scraping `/metrics` of some targets and nothing else.
 
     Prometheus spreads its scrapes over the interval by a hash of target and external labels: servers with different
-    `external_labels` scrape the same target at different phases.
+    `external_labels` scrape the same target at different phases. The first scrape comes about five seconds after the
+    start (see `wait_up`).
     """
 
     def __init__(
@@ -95,14 +95,6 @@ class Prometheus:
         env = minimal_environment(GOMAXPROCS="1")
         self.process = ServerProcess(argv, directory, ready=http_ok(f"{self.url}/-/ready"), env=env)
 
-    async def start(self) -> None:
-        """Start the server; its first scrape comes about five seconds later (see `wait_up`)."""
-        await self.process.start()
-
-    async def stop(self) -> None:
-        """Stop the server; its data stays."""
-        await self.process.stop()
-
     async def wait_up(self, timeout_seconds: float = 15.0) -> None:
         """Wait until every target was scraped once with success."""
 
@@ -146,17 +138,6 @@ class Prometheus:
         assert answer["status"] == "success", f"{endpoint} {params}: {answer}"
         data: dict[str, Any] = answer["data"]
         return data
-
-    async def __aenter__(self) -> Self:
-        """Start the server."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop the server."""
-        await self.stop()
 
 
 def _series(result: dict[str, Any]) -> Series:

@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from tests.support.exporter import Reply
 from tests.support.ports import free_port
-from tests.support.process import ServerProcess, minimal_environment
+from tests.support.process import Server, ServerProcess, minimal_environment
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 HOST: Final = "stats.example.com"
@@ -100,7 +100,7 @@ class Phone:
         await self._session.close()
 
 
-class Proxy:
+class Proxy(Server):
     """A proxy that listens with TLS and passes requests on to exporters.
 
     Attributes:
@@ -139,17 +139,6 @@ class Proxy:
         files = [path for path in self.directory.rglob("*") if path.is_file()]
         kept = {path for path in files if path.suffix not in {".pem", ".conf", ".json"} and path.name != "Caddyfile"}
         return {path.name: path.read_text(errors="replace") for path in kept}
-
-    async def __aenter__(self) -> Self:
-        """Start it."""
-        await self.process.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop it."""
-        await self.process.stop()
 
     def _listens(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), timeout=2):

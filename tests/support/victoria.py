@@ -4,13 +4,12 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 
 from tests.support.ports import free_port
-from tests.support.process import ServerProcess, http_ok
+from tests.support.process import Server, ServerProcess, http_ok
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 
@@ -23,7 +22,7 @@ class Series:
     samples: list[tuple[int, float]]
 
 
-class VictoriaMetrics:
+class VictoriaMetrics(Server):
     """Debian's `victoria-metrics`; a v2 write's field becomes the series `<measurement>_<field>`.
 
     It keeps milliseconds and numbers, and does not overwrite: good for transport and volume, not for truth.
@@ -46,14 +45,6 @@ class VictoriaMetrics:
             "-loggerLevel=WARN",
         ]
         self.process = ServerProcess(argv, directory, ready=http_ok(f"{self.url}/health"))
-
-    async def start(self) -> None:
-        """Start the server."""
-        await self.process.start()
-
-    async def stop(self) -> None:
-        """Stop the server; its data stays."""
-        await self.process.stop()
 
     async def export(self, selector: str) -> list[Series]:
         """Return every raw sample of the series that a selector matches, those just written too."""
@@ -81,17 +72,6 @@ class VictoriaMetrics:
             text = await response.text()
             assert response.status == 200, f"GET {path} {params}: {response.status} {text}"
             return text
-
-    async def __aenter__(self) -> Self:
-        """Start the server."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop the server."""
-        await self.stop()
 
 
 def _series(exported: dict[str, Any]) -> Series:
