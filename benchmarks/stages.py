@@ -166,11 +166,14 @@ class Stages:
         await watch.wait(_ALL, way, len(made) * self._batch)
 
     def _dedupe(self, known: list[int]) -> None:
+        """Look for ids and remember them as intake does: a request's together, then a group's."""
         window = self.state.dedupe
-        for event_id in known:
-            if event_id in window:
-                raise AssertionError
-        window.add(known, 0)
+        group = self._batch * REQUESTS_A_GROUP
+        for start in range(0, len(known), group):
+            for first in range(start, min(start + group, len(known)), self._batch):
+                if window.known(known[first : first + self._batch]):
+                    raise AssertionError
+            window.add(known[start : start + group], 0)
 
     def _cell(self, event: Event) -> Cell:
         """Find a cell as intake does for a series that it met before."""
