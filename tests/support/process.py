@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +44,30 @@ def http_ok(url: str) -> Callable[[], Awaitable[bool]]:
     return answered
 
 
-class ServerProcess:
+class Entered(ABC):
+    """What starts when it is entered, and stops in the end, also when the test failed."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start it."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Stop it."""
+
+    async def __aenter__(self) -> Self:
+        """Start it."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        await self.stop()
+
+
+class ServerProcess(Entered):
     """A server process: start, wait until it is ready, stop; what it writes goes to files.
 
     The process leads a group of its own, so that one signal reaches its children too, and the kernel kills it when the
@@ -198,17 +222,6 @@ class ServerProcess:
             parts.append(f"--- {path.name} ---\n{tail}")
         return "\n".join(parts)
 
-    async def __aenter__(self) -> Self:
-        """Start the server."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop the server, also when the test failed."""
-        await self.stop()
-
     def _started(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, f"{self.name} was never started"
         return self._process
@@ -218,7 +231,7 @@ class ServerProcess:
             os.killpg(self._started().pid, number)
 
 
-class Server:
+class Server(Entered):
     """A server that runs as a process while it is entered, or from `start` to `stop`.
 
     Attributes:
@@ -234,17 +247,6 @@ class Server:
     async def stop(self) -> None:
         """Stop the server; its data stays."""
         await self.process.stop()
-
-    async def __aenter__(self) -> Self:
-        """Start the server."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop the server, also when the test failed."""
-        await self.stop()
 
 
 def _dying_with_parent() -> list[str]:

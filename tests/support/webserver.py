@@ -1,18 +1,17 @@
 """A small aiohttp server on a fixed port that can go away and come back."""
 
 import asyncio
-from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self
+from abc import abstractmethod
 
 from aiohttp import web
 
 from tests.support.ports import free_port
+from tests.support.process import Entered
 
 _MAX_BODY_BYTES = 1 << 30
 
 
-class WebServer(ABC):
+class WebServer(Entered):
     """An aiohttp application on 127.0.0.1 in the event loop of the test.
 
     Subclasses add routes in `build`. Request bodies arrive as they were sent, compressed ones too.
@@ -59,17 +58,6 @@ class WebServer(ABC):
                 await self._stopping.wait()
         except TimeoutError:
             pass
-
-    async def __aenter__(self) -> Self:
-        """Start the server."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop the server."""
-        await self.stop()
 
 
 def drop_connection(request: web.Request) -> web.Response:
