@@ -177,12 +177,12 @@ async def test_a_server_with_moods() -> None:
     async with Moody() as server:
         live = Live(fleet, Target(f"{server.url}/stats", timeout_seconds=0.5), clock)
         async with posting(live):
-            await wait_for(lambda: sum(live.sent.answers.values()) >= 300, 60, "answers")
+            # What is taken twice depends on which device meets which mood.
+            await wait_for(lambda: sum(live.sent.answers.values()) >= 300 and truth.repeats, 60, "answers and repeats")
         assert {"200", "503", "400", "429", "timeout", "network"} == set(live.sent.answers)
     assert truth.said == truth.delivered + truth.lost + fleet.waiting
     assert truth.delivered <= server.stored.total() <= truth.delivered + len(truth.doubtful)
     assert live.sent.repeats > 0
-    assert truth.repeats > 0
     assert truth.lost > 0
     assert "rate_limit_reached" in {key[2] for key in truth.tally(fleet.now_ms).events}
 
