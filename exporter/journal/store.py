@@ -266,7 +266,7 @@ def _write_points(connection: sqlite3.Connection, transaction: Transaction, more
 
 
 def _delete_points(connection: sqlite3.Connection, numbers: list[int], totals: Totals) -> int:
-    """Delete groups in one statement: one for each took three times as long, and the event loop's time in between."""
+    """Delete groups in one statement: one each takes three times as long, and waits for the interpreter each time."""
     if not numbers:
         return 0
     deleted = 0
