@@ -10,6 +10,9 @@ FORWARDED: Final = "X-Forwarded-For"
 _HOUSEHOLD_BYTES: Final = 8
 """An IPv6 client has a /64 of addresses at least, and may change within it as it likes."""
 
+_MAPPED_BITS: Final = 96
+"""So many bits stand before an IPv4 address in IPv6's notation (RFC 4291, section 2.5.5.2)."""
+
 _Address = IPv4Address | IPv6Address
 
 
@@ -23,7 +26,7 @@ class Clients:
 
     def __init__(self, trusted: Iterable[str] = ()) -> None:
         """Take the networks of the trusted proxies, as CIDR."""
-        networks = [ip_network(text) for text in trusted]
+        networks = [_unmapped(ip_network(text)) for text in trusted]
         self._v4 = [each for each in networks if isinstance(each, IPv4Network)]
         self._v6 = [each for each in networks if isinstance(each, IPv6Network)]
 
@@ -64,6 +67,14 @@ def _read(hop: str) -> _Address | None:
     except ValueError:
         return None
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """Give a network of IPv4 addresses in IPv6's notation as what it is; addresses are read in the same way."""
+    if isinstance(network, IPv4Network) or network.prefixlen < _MAPPED_BITS:
+        return network
+    mapped = network.network_address.ipv4_mapped
+    return network if mapped is None else IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
 def _key(address: _Address) -> bytes:

@@ -1,11 +1,10 @@
 """Lines on their way to InfluxDB: texts of whole groups, taken apart only if some lines go without the others."""
 
+from collections.abc import Iterator
 from typing import Final, Self
 
-from isal import isal_zlib
+from exporter.journal.codec import pack_all
 
-_COMPRESSION_LEVEL: Final = 1
-_GZIP_WINDOW_BITS: Final = 31
 _TEXTS_AT_ONCE: Final = 32
 """Small ones cost less together, and all of them together would be a copy of many megabytes."""
 
@@ -45,11 +44,10 @@ class Lines:
 
     def pack(self) -> bytes:
         """Compress the lines into one gzip member: InfluxDB 3.0 to 3.7 read only the first of several."""
-        member = isal_zlib.compressobj(_COMPRESSION_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW_BITS)
-        pieces: list[bytes] = []
+        return pack_all(self._parts())
+
+    def _parts(self) -> Iterator[bytes]:
         for start in range(0, len(self._texts), _TEXTS_AT_ONCE):
-            if pieces:
-                pieces.append(member.compress(b"\n"))
-            pieces.append(member.compress(b"\n".join(self._texts[start : start + _TEXTS_AT_ONCE])))
-        pieces.append(member.flush())
-        return b"".join(pieces)
+            if start:
+                yield b"\n"
+            yield b"\n".join(self._texts[start : start + _TEXTS_AT_ONCE])

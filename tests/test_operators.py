@@ -16,6 +16,7 @@ import pytest
 from exporter.control import SOCKET_NAME
 from exporter.journal.codec import decompress
 from exporter.journal.opening import FILE_NAME
+from exporter.lineprotocol import clean
 from exporter.tools import keeper
 from tests.conftest import StartExporter, V2InfluxDB
 from tests.support.commands import Operator
@@ -24,6 +25,7 @@ from tests.support.exporter import ExporterProcess
 from tests.support.ports import free_port, wait_for
 from tests.support.victoria import VictoriaMetrics
 
+ODD_DEVICE = "It's\t\"A\\,\u2028= 3\u00c9\U0001f642"
 DEVICE = "A3E1C0DE-0000-4000-8000-3B3B3B3B3B3B"
 NOT_IN_INFLUXDB = "InfluxDB: EXPORTER_INFLUX_URL is not set, so nothing is deleted there"
 CONFLICT = "capgo_stats,app_id=x version_os=1i"
@@ -83,9 +85,10 @@ async def refuse_texts(influx: V2InfluxDB, batch: Iterable[dict[str, Any]]) -> N
     assert 204 == (await influx.server.write(f"{CONFLICT} {first * 1_000_000}"))[0]
 
 
-async def write_neighbours(influx: V2InfluxDB) -> None:
+async def write_neighbours(influx: V2InfluxDB, device: str) -> None:
     """Write two points of another device: in a series of the device's, and at a time of the device's."""
-    point = (await influx.server.points("capgo_stats", f"device_id = '{DEVICE.lower()}'"))[0]
+    quoted = device.replace("\\", "\\\\").replace("'", "\\'")
+    point = (await influx.server.points("capgo_stats", f"device_id = '{quoted}'"))[0]
     tags = ",".join(f"{key}={value}" for key, value in point.tags.items())
     lines = [f"{tags} {point.time_ns + 1}", f"{tags}x {point.time_ns}"]
     body = "".join('capgo_stats,{} count=1i,device_id="neighbour" {}\n'.format(*line.split()) for line in lines)
@@ -95,34 +98,36 @@ async def write_neighbours(influx: V2InfluxDB) -> None:
 # --- forget -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["1.8.10", "v2.7.12"])
+@pytest.mark.parametrize(
+    ("version", "device"), [("1.8.10", DEVICE), ("v2.7.12", DEVICE), ("1.8.10", ODD_DEVICE)], ids=["1", "2", "odd"]
+)
 async def test_a_device_is_forgotten_everywhere_while_it_is_delivered(
-    version: str, exporter_process: StartExporter, v2_influxdb: V2InfluxDB, tmp_path: Path
+    version: str, device: str, exporter_process: StartExporter, v2_influxdb: V2InfluxDB, tmp_path: Path
 ) -> None:
     """Journal, dead letters and InfluxDB lose the points of that device, in any case of its id, and no other's."""
     v2_influxdb.proxy.version = version
     exporter = await exporter_process(v2_influxdb.settings)
     operator = await operator_of(exporter, tmp_path)
-    delivered = [*events(40), *of(DEVICE, 30), *of(DEVICE.lower(), 30)]
+    delivered = [*events(40), *of(device, 30), *of(device.lower(), 30)]
     await accepted(exporter, delivered)
     await emptied(exporter)
-    refused = [{**event, "version_os": "14"} for event in [*events(5, name="refused"), *of(DEVICE, 5)]]
+    refused = [{**event, "version_os": "14"} for event in [*events(5, name="refused"), *of(device, 5)]]
     await refuse_texts(v2_influxdb, refused)
     await accepted(exporter, refused)
     await emptied(exporter)
     assert 10 == len(dead_devices(exporter.data_dir))
 
-    await write_neighbours(v2_influxdb)
+    await write_neighbours(v2_influxdb, clean(device.lower()))
     await v2_influxdb.proxy.stop()
-    late = [*events(200), *of(DEVICE, 200)]
+    late = [*events(200), *of(device, 200)]
     await accepted(exporter, late[::2])
     await accepted(exporter, late[1::2])
     await v2_influxdb.proxy.start()
-    outcome = await operator.run("forget", DEVICE)
+    outcome = await operator.run("forget", device)
     assert 0 == outcome.code, outcome
-    assert DEVICE.lower() not in waiting(exporter.data_dir) + dead_devices(exporter.data_dir)
+    assert clean(device.lower()) not in waiting(exporter.data_dir) + dead_devices(exporter.data_dir)
     await emptied(exporter)
-    kept = [event for event in [*delivered, *late] if event["device_id"].lower() != DEVICE.lower()]
+    kept = [event for event in [*delivered, *late] if event["device_id"].lower() != device.lower()]
     assert sorted([*devices(kept), "neighbour", "neighbour"]) == await stored_in(v2_influxdb.server)
     assert not [path.name for path in exporter.data_dir.iterdir() if "damaged" in path.name]
     assert devices(refused[:5]) == dead_devices(exporter.data_dir)
@@ -130,7 +135,7 @@ async def test_a_device_is_forgotten_everywhere_while_it_is_delivered(
     assert 0 == await sample(exporter, "capgo_exporter_journal_repairs_total")
     await verified(operator)
     assert (0, "InfluxDB: 0 points deleted") == (
-        (again := await operator.run("forget", DEVICE)).code,
+        (again := await operator.run("forget", device)).code,
         again.stdout.splitlines()[-1],
     )
 

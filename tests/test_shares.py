@@ -159,6 +159,22 @@ def test_the_client_is_the_rightmost_hop_that_is_no_proxy(
     assert expected == key(remote, *forwarded)
 
 
+@pytest.mark.parametrize(
+    ("trusted", "expected"),
+    [
+        ("::ffff:10.0.0.0/104", V4),
+        ("::ffff:10.0.0.1/128", V4),
+        ("::ffff:10.0.0.0/127", V4),
+        ("::ffff:10.0.0.2/127", bytes([10, 0, 0, 1])),
+        ("::/0", bytes([10, 0, 0, 1])),
+    ],
+)
+@pytest.mark.parametrize("remote", ["10.0.0.1", "::ffff:10.0.0.1"])
+def test_a_network_of_ipv4_addresses_may_stand_in_ipv6_notation(remote: str, trusted: str, expected: bytes) -> None:
+    """It means the same proxies, as which a socket for both versions names them; all of IPv6 has none of IPv4."""
+    assert expected == key(remote, "203.0.113.7", trusted=trusted)
+
+
 # --- the limits -------------------------------------------------------------------------------------------------------
 
 

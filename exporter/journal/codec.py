@@ -1,6 +1,7 @@
 """Blobs as they are stored: lines of points joined and compressed, as they are sent too, and others with a checksum."""
 
 import zlib
+from collections.abc import Iterable
 from typing import Final
 
 from isal import isal_zlib
@@ -18,6 +19,14 @@ def compress(lines: list[str]) -> bytes:
 def pack(data: bytes) -> bytes:
     """Compress bytes into one gzip member."""
     return bytes(isal_zlib.compress(data, _COMPRESSION_LEVEL, _GZIP_WINDOW_BITS))
+
+
+def pack_all(parts: Iterable[bytes]) -> bytes:
+    """Compress bytes that come in parts into one gzip member."""
+    member = isal_zlib.compressobj(_COMPRESSION_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW_BITS)
+    pieces = [member.compress(part) for part in parts]
+    pieces.append(member.flush())
+    return b"".join(pieces)
 
 
 def decompress(blob: bytes) -> list[str]:

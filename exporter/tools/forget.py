@@ -46,7 +46,9 @@ def forget(device_id: str, **options: str | None) -> None:
         raise UsageError(msg)
     settings = read_settings(**options)
     path = journal_path(settings.data_dir)
-    asyncio.run(_forget(settings, path, _ids(settings, device_id.strip())))
+    # As they stand in points: without control characters. Of longer texts than any device's id only the beginning does.
+    ids = tuple(dict.fromkeys(map(clean, _ids(settings, device_id.strip()))))
+    asyncio.run(_forget(settings, path, ids))
 
 
 def _ids(settings: Settings, device_id: str) -> tuple[str, ...]:
@@ -59,9 +61,8 @@ def _ids(settings: Settings, device_id: str) -> tuple[str, ...]:
 
 
 async def _forget(settings: Settings, path: Path, ids: tuple[str, ...]) -> None:
-    in_lines = tuple(dict.fromkeys(quote(clean(each)) for each in ids))
     async with open_keeper(path.parent) as keeper:
-        forgotten = await keeper.forget(in_lines)
+        forgotten = await keeper.forget(tuple(map(quote, ids)))
         click.echo(
             f"journal: {forgotten.points} waiting points and {forgotten.dead_letter_points} dead letters deleted"
         )
