@@ -93,7 +93,7 @@ class BodyReader:
     async def _receive(self, content: StreamReader) -> bytes:
         try:
             if content.is_eof():
-                body = await content.read()  # it came with the head
+                body = content.read_nowait()  # it came with the head
             else:
                 async with asyncio.timeout(self._longest_seconds):
                     body = await self._receive_slowly(content)
