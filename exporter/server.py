@@ -17,6 +17,7 @@ from exporter import __version__
 from exporter.app import Exporter, create_exporter
 from exporter.configuration import Source, mask_url
 from exporter.connections import allow_files
+from exporter.heap import frozen
 from exporter.notify import ServiceManager
 from exporter.reload import Reloader
 from exporter.settings import Settings, split_address, unix_path
@@ -169,6 +170,7 @@ async def _serving(
 ) -> AsyncIterator[None]:
     """Serve both applications; on the way out the listeners close first, and requests under way are waited for."""
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(frozen())
         servers: list[asyncio.Server] = []
         for app, connections, listener in zip(
             (exporter.public, exporter.private), exporter.connections, (public, private), strict=True
