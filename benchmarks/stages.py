@@ -152,7 +152,7 @@ class Stages:
         # The whole way was the first time that so many events went; the stages were the second.
         await watch.wait("settle", self._derivation.settle, 2 * per)
         self._templates = bodies(self._load, self._batch, now_ms=self._clock.wall_ms())
-        await watch.wait(_PAGE, lambda: self._page.render(openmetrics=False, to_scraper=False), series)
+        watch.run(_PAGE, lambda: self._page.render(openmetrics=False, to_scraper=False), series)
 
     async def _whole_way(self, watch: Stopwatch) -> None:
         """Take a round's bodies from bytes to the reply's moment, several requests at a time."""

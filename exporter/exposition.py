@@ -87,9 +87,10 @@ class Page:
         registry.register(StoredCollector(self._counters, self._figures, to_scraper=to_scraper))
         return registry
 
-    async def render(self, *, openmetrics: bool, to_scraper: bool) -> bytes:
-        """Render the page as a whole; the arguments are those of `pieces`."""
-        return b"".join([piece.text async for piece in self.pieces(openmetrics=openmetrics, to_scraper=to_scraper)])
+    def render(self, *, openmetrics: bool, to_scraper: bool) -> bytes:
+        """Render the page as a whole, without pauses; the arguments are those of `pieces`."""
+        pieces = self._pieces(openmetrics=openmetrics, to_scraper=to_scraper)
+        return b"".join([piece.text for piece in pieces if piece is not None])
 
     async def pieces(self, *, openmetrics: bool, to_scraper: bool) -> AsyncIterator[Piece]:
         """Render the page piece by piece, with pauses in which others have their turn.
@@ -99,11 +100,18 @@ class Page:
             to_scraper: whether births are to be held back.
         """
         steps = Steps()
+        for piece in self._pieces(openmetrics=openmetrics, to_scraper=to_scraper):
+            if piece is not None:
+                yield piece
+            await steps.pause()
+
+    def _pieces(self, *, openmetrics: bool, to_scraper: bool) -> Iterator[Piece | None]:
+        """Give the pieces, and None where there may be a pause besides."""
         texts: list[bytes] = []
         for metric in self._small.collect():
             for text in _small_family(metric, openmetrics=openmetrics):
                 texts.append(text)
-                await steps.pause()
+                yield None
         yield Piece(b"".join(texts))
         blocks = self._counters.lifecycle.blocks
         for family in (EVENTS, *FAMILIES):
@@ -111,7 +119,6 @@ class Page:
             yield Piece(f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n".encode())
             for block in blocks[family]:
                 yield block.piece(to_scraper=to_scraper)
-                await steps.pause()
         if openmetrics:
             yield Piece(_EOF)
 

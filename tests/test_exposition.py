@@ -159,7 +159,8 @@ async def renderings(page: Page, *, openmetrics: bool, to_scraper: bool) -> tupl
     """Return the families as prometheus-client renders them, and as the fast way does."""
     generate, parse = (generate_openmetrics, parse_openmetrics) if openmetrics else (generate_latest, parse_text)
     slow = generate(page.registry(to_scraper=to_scraper)).decode()
-    fast = (await page.render(openmetrics=openmetrics, to_scraper=to_scraper)).decode()
+    pieces = page.pieces(openmetrics=openmetrics, to_scraper=to_scraper)
+    fast = b"".join([piece.text async for piece in pieces]).decode()
     return by_name(parse(slow)), by_name(parse(fast))
 
 
@@ -185,6 +186,16 @@ def test_both_renderings_are_equal(
     shown = {labels for labels, (_, birth) in series.items() if not (to_scraper and birth is Birth.HIDDEN)}
     parsed = {Labels(**sample.labels) for sample in fast["capgo_stats_events"].samples}
     assert shown == parsed
+
+
+@pytest.mark.parametrize("openmetrics", [False, True])
+@pytest.mark.parametrize("to_scraper", [False, True])
+async def test_a_page_is_the_same_without_pauses(*, openmetrics: bool, to_scraper: bool) -> None:
+    """As who simulates a fleet reads it, where nobody else needs a turn."""
+    series = {Labels("app", "ios", "set", f"1.{number}", "prod"): (number, Birth.FULL) for number in range(600)}
+    page = page_of(series, CollectorRegistry())
+    pieces = [piece.text async for piece in page.pieces(openmetrics=openmetrics, to_scraper=to_scraper)]
+    assert b"".join(pieces) == page.render(openmetrics=openmetrics, to_scraper=to_scraper)
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])

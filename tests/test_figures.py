@@ -1,6 +1,5 @@
 """The series of derived figures: buckets, births, caps, and what a restart finds."""
 
-import asyncio
 from bisect import bisect_left
 from pathlib import Path
 from typing import Final
@@ -64,7 +63,7 @@ class Store(Figures):
     def page(self) -> str:
         """Render the page of these figures."""
         page = Page(CollectorRegistry(), Counters(self.lifecycle, SeriesRoom(1000), lambda *_: None), self)
-        return asyncio.run(page.render(openmetrics=False, to_scraper=False)).decode()
+        return page.render(openmetrics=False, to_scraper=False).decode()
 
 
 def samples(page: str, family: Family) -> dict[str, float]:

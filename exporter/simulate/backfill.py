@@ -161,7 +161,7 @@ class _Run:
                 progress((at_ms - plan.start_ms) / (plan.end_ms - plan.start_ms))
             await self._scrape(at_ms)
         self._write(await exporter.accept([]))
-        self._result.page = await exporter.everything()
+        self._result.page = exporter.everything()
 
     async def _live_until(self, at_ms: int) -> None:
         """Let the fleet live until the next scrape, and the exporter take what it sends."""

@@ -133,16 +133,16 @@ class VirtualExporter:
     async def scrape(self) -> str:
         """Give what a scraper is shown of the fleet, in OpenMetrics."""
         async with self._births.scrape(self._scraper):
-            page = await self._stored.render(openmetrics=True, to_scraper=True)
+            page = self._stored.render(openmetrics=True, to_scraper=True)
         return f"{openmetrics(self._derived)}{page.decode()}"
 
     def scrape_own(self) -> str:
         """Give what the exporter tells about itself, in OpenMetrics; that takes as long as all the rest."""
         return f"{openmetrics(self.state.telemetry.registry)}{EOF}"
 
-    async def everything(self) -> str:
+    def everything(self) -> str:
         """Give the whole page as everyone but a scraper sees it, in the text format."""
-        return (await self._whole_page.render(openmetrics=False, to_scraper=False)).decode()
+        return self._whole_page.render(openmetrics=False, to_scraper=False).decode()
 
     def close(self) -> None:
         """Close the reader of the journal."""
