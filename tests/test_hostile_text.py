@@ -209,7 +209,7 @@ async def test_log_lines_are_the_exporters_own(tmp_path: Path, log_format: str) 
             assert 200 == reply.status
         await exporter.terminate()
     finally:
-        await exporter.close()
+        await exporter.stop()
     text = exporter.process.stderr_path.read_text(encoding="utf-8")
     assert text.endswith("\n")
     assert [] == [char for char in text.replace("\n", "") if not char.isprintable()]

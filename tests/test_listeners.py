@@ -23,7 +23,7 @@ async def refused_start(exporter: ExporterProcess) -> tuple[int, list[str]]:
     """Start an exporter that cannot; returns its exit code and the lines that it printed besides its log."""
     exporter.spawn()
     code = await exporter.wait()
-    await exporter.close()
+    await exporter.stop()
     return code, [str(line["raw"]) for line in exporter.logs() if "raw" in line]
 
 

@@ -46,7 +46,7 @@ def forget(device_id: str, **options: str | None) -> None:
         raise UsageError(msg)
     settings = read_settings(**options)
     path = journal_path(settings.data_dir)
-    # As they stand in points: without control characters. Of longer texts than any device's id only the beginning does.
+    # As they stand in points, which hold no control characters; an id too long for a field is not found.
     ids = tuple(dict.fromkeys(map(clean, _ids(settings, device_id.strip()))))
     asyncio.run(_forget(settings, path, ids))
 

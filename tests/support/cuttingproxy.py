@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+
+from tests.support.process import Entered
 
 _CHUNK_BYTES = 4096
 
@@ -24,7 +24,7 @@ class Cut:
     keeps_waiting: bool = False
 
 
-class CuttingProxy:
+class CuttingProxy(Entered):
     """Passes connections on; the first ones are cut as the list says, one after another.
 
     Attributes:
@@ -46,14 +46,11 @@ class CuttingProxy:
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://{host}:{port}"
 
-    async def __aenter__(self) -> Self:
+    async def start(self) -> None:
         """Listen."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def stop(self) -> None:
         """Stop listening and cut what is left."""
         assert self._server is not None
         self._server.close()

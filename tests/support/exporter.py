@@ -4,13 +4,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.process import TERMINATE_TIMEOUT_SECONDS, ServerProcess, minimal_environment
+from tests.support.process import TERMINATE_TIMEOUT_SECONDS, Entered, ServerProcess, minimal_environment
 
 # Prometheus and vmagent send it with every scrape; nobody else does.
 SCRAPE_HEADERS = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}
@@ -42,7 +41,7 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-class ExporterProcess:
+class ExporterProcess(Entered):
     """Runs `python -m exporter serve` on a data directory that outlives every restart.
 
     Its environment holds nothing of the caller's: settings come from `env` alone.
@@ -147,7 +146,7 @@ class ExporterProcess:
         """Wait until the process has ended and return its exit code."""
         return await self.process.wait(timeout_seconds)
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """End everything, also after a failure; calling it again does no harm."""
         if self._session is not None:
             await self._session.close()
@@ -190,17 +189,6 @@ class ExporterProcess:
     async def counters(self, *, prometheus: bool = False) -> dict[CounterKey, int]:
         """Return the event counter's values."""
         return parse_counters(await self.metrics(prometheus=prometheus))
-
-    async def __aenter__(self) -> Self:
-        """Start the exporter."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Stop the exporter, also when the test failed."""
-        await self.close()
 
     def _listens(self) -> bool:
         return bool(self.events("listening"))

@@ -50,7 +50,7 @@ async def cluster(directory: Path, env: Mapping[str, str], kind: type[Nginx | Ca
             for number in range(1, REPLICAS + 1)
         ]
         for exporter in exporters:
-            stack.push_async_callback(exporter.close)
+            stack.push_async_callback(exporter.stop)
         await asyncio.gather(*(exporter.start() for exporter in exporters))
         home = directory / "proxy"
         home.mkdir()
