@@ -33,11 +33,15 @@ _CALM_SECONDS: Final = 60.0
 """A journal that fails again within it is still in the same trouble: a disk that is just full takes small writes."""
 
 _LOOK_SECONDS: Final = 0.5
-_TURNS: Final = 3
-"""So many turns of the event loop are from data that can be read to events that are staged.
+_QUIET_TURNS: Final = 3
+"""A group is handed over once so many turns of the event loop have brought nothing more.
 
-What has arrived by now goes into the group, and a sixth of the time of single events is saved; nothing is waited for.
+It takes as many from a connection that can be accepted, or data that can be read, to events that are staged. What is on
+its way already saves a transaction of its own in this manner, and nothing is waited for: these turns do not sleep.
 """
+
+_MOST_TURNS: Final = 30
+"""After so many a group is handed over even if each brings more."""
 
 _json = msgspec.json.Encoder()
 _Waiting = list[tuple["Write", asyncio.Future[None]]]
@@ -101,9 +105,16 @@ class Committer:
         """Give the size of the points that wait in the journal."""
         return self._journal.totals.bytes
 
-    def wait(self, group: Group) -> asyncio.Future[NotStoredError | None]:
-        """Give a future of a group's outcome: None once it is stored, the reason if it is not."""
-        waiter: asyncio.Future[NotStoredError | None] = asyncio.get_running_loop().create_future()
+    def wait(
+        self, group: Group, waiter: asyncio.Future[NotStoredError | None] | None = None
+    ) -> asyncio.Future[NotStoredError | None]:
+        """Give a future of a group's outcome: None once it is stored, the reason if it is not.
+
+        Args:
+            group: the group.
+            waiter: a future to resolve, in place of a new one.
+        """
+        waiter = waiter or asyncio.get_running_loop().create_future()
         group.waiters.append(waiter)
         self._work.set()
         return waiter
@@ -131,8 +142,7 @@ class Committer:
             await self._work.wait()
             self._work.clear()
             while self._writes or not self.group.is_empty:
-                for _ in range(_TURNS):
-                    await asyncio.sleep(0)
+                await self._gather()
                 await self._commit_next()
             if self._stopping.is_set():
                 break
@@ -160,6 +170,16 @@ class Committer:
         """Close the journal, after `run` has returned."""
         self._thread.finish()
         self._journal.close()
+
+    async def _gather(self) -> None:
+        """Let in what is on its way."""
+        waiting = len(self.group.waiters)
+        quiet = turns = 0
+        while quiet < _QUIET_TURNS and turns < _MOST_TURNS:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self.group.waiters) == waiting else 0
+            waiting = len(self.group.waiters)
+            turns += 1
 
     async def _commit_next(self) -> None:
         group, self.group = self.group, Group()

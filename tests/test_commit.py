@@ -118,9 +118,11 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
     groups: list[Group] = []
     wait = Committer.wait
 
-    def noted(committer: Committer, group: Group) -> asyncio.Future[NotStoredError | None]:
+    def noted(
+        committer: Committer, group: Group, waiter: asyncio.Future[NotStoredError | None] | None = None
+    ) -> asyncio.Future[NotStoredError | None]:
         groups.append(group)
-        return wait(committer, group)
+        return wait(committer, group, waiter)
 
     monkeypatch.setattr(Committer, "wait", noted)
     return groups
