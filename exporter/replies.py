@@ -16,8 +16,8 @@ JSON: Final = "application/json"
 class ReadyReply(web.StreamResponse):
     """A 200 with JSON for requests that `fits` allows; one object answers any number of them."""
 
-    def __init__(self, body: bytes) -> None:
-        """Set the body."""
+    def __init__(self, body: bytes, *, closes: bool) -> None:
+        """Set the body, and whether the connection ends with the reply."""
         super().__init__()
         self._content = body
         lines = [
@@ -27,12 +27,12 @@ class ReadyReply(web.StreamResponse):
             f"Server: {SERVER_SOFTWARE}",
         ]
         self._head = "".join(f"{line}\r\n" for line in lines).encode()
-        self._closes = False
+        self._closes = closes
 
     @staticmethod
     def fits(request: web.Request) -> bool:
-        """Tell whether the usual head is right for a request: HTTP/1.1, on a connection that stays open."""
-        return request.version == HttpVersion11 and request.keep_alive
+        """Tell whether the usual head is right for a request: HTTP/1.1."""
+        return request.version == HttpVersion11
 
     @property
     def keep_alive(self) -> bool:

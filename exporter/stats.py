@@ -47,7 +47,7 @@ class StatsHandler:
         self._bodies = bodies
         self._tokens = tokens
         self._fair = fair
-        self._replies: dict[int | None, ReadyReply] = {}
+        self._replies: dict[tuple[int | None, bool], ReadyReply] = {}
 
     async def get(self, request: web.Request) -> web.Response:
         """Answer a check of the endpoint."""
@@ -89,14 +89,14 @@ class StatsHandler:
         count = len(batch.events) if batch.is_array else None
         if rejections or not ReadyReply.fits(request):
             return web.Response(body=_accepted(count, rejections), content_type=JSON)
-        return self._ready_reply(count)
+        return self._ready_reply(count, closes=not request.keep_alive)
 
-    def _ready_reply(self, count: int | None) -> ReadyReply:
-        reply = self._replies.get(count)
+    def _ready_reply(self, count: int | None, *, closes: bool) -> ReadyReply:
+        reply = self._replies.get((count, closes))
         if reply is None:
-            reply = ReadyReply(_accepted(count, {}))
+            reply = ReadyReply(_accepted(count, {}), closes=closes)
             if count is None or count <= _CACHED_REPLIES:
-                self._replies[count] = reply
+                self._replies[count, closes] = reply
         return reply
 
     def _may_send(self, request: web.Request) -> bool:
