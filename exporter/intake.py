@@ -122,12 +122,16 @@ class _Fresh:
     """Events that are to be counted.
 
     Attributes:
+        group: the one that they will be in.
+        known: identities that are remembered, with None, or staged, with their group.
         events: the events.
         ids: for each, its identity, or None if it has none.
         cells: for each, where it is counted.
         raw: by the index in these lists, what the labels do not say.
     """
 
+    group: Group
+    known: dict[int | None, Group | None]
     events: list[Event] = field(default_factory=list)
     ids: list[int | None] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
@@ -242,8 +246,8 @@ class Intake:
         if self._arrivals:
             asyncio.get_running_loop().call_soon(self._stage_arrivals)
         if problem := self._refused_because:
-            for each in slices:
-                each.arrival.end(NotStoredError(problem))
+            for part in slices:
+                part.arrival.end(NotStoredError(problem))
         else:
             self._stage(slices)
 
@@ -275,53 +279,45 @@ class Intake:
             if len(slices) == 1:
                 slices[0].arrival.fail(error)
             else:
-                for each in slices:
-                    self._stage([each])
+                for part in slices:
+                    self._stage([part])
             return
         # Nothing was staged before; from here on nothing can fail but figures, which come last.
         group.deltas.update(fresh.cells)
         group.event_ids.update(dict.fromkeys(event_id for event_id in fresh.ids if event_id is not None))
         group.lines += lines
         group.events += len(lines)
-        for each in slices:
-            self._settle(each)
+        for part in slices:
+            self._settle(part)
         if self.derivation is not None:
             self.derivation.observe(fresh.events, fresh.cells, group, now_ms)
 
     def _sort_out(self, slices: list[_Slice], group: Group, now_ms: int) -> _Fresh:
         """Find the events that are to be counted, and their cells."""
-        fresh = _Fresh()
-        ids = identities(list(chain.from_iterable(each.events for each in slices)))
-        known = self._known(ids, group)
+        ids = identities(list(chain.from_iterable(part.events for part in slices)))
+        fresh = _Fresh(group, self._known(ids, group))
         first = 0
-        for each in slices:
-            last = first + len(each.events)
-            self._sort_out_slice(each, ids[first:last], known, group, fresh, now_ms)
+        for part in slices:
+            last = first + len(part.events)
+            self._sort_out_part(part, ids[first:last], fresh, now_ms)
             first = last
         return fresh
 
-    def _sort_out_slice(
-        self,
-        each: _Slice,
-        ids: list[int | None],
-        known: dict[int | None, Group | None],
-        group: Group,
-        fresh: _Fresh,
-        now_ms: int,
-    ) -> None:
-        each.groups.clear()
-        each.duplicates = 0
+    def _sort_out_part(self, part: _Slice, ids: list[int | None], fresh: _Fresh, now_ms: int) -> None:
+        part.groups.clear()
+        part.duplicates = 0
+        known = fresh.known
         origin: _Origin | None = None
         cells: dict[str, Cell] = {}
         before = len(fresh.events)
-        for index, (event, event_id) in enumerate(zip(each.events, ids, strict=True), each.start):
+        for index, (event, event_id) in enumerate(zip(part.events, ids, strict=True), part.start):
             if isinstance(event, Rejection):
-                each.arrival.rejections[index] = event
+                part.arrival.rejections[index] = event
                 continue
             if event_id in known:
-                each.duplicates += 1
+                part.duplicates += 1
                 if (staged_in := known[event_id]) is not None:
-                    each.groups.add(staged_in)
+                    part.groups.add(staged_in)
                 continue
             # A batch comes from one device, and most of it from one version.
             found = (event.app_id, event.platform, event.version_name, event.is_prod, event.is_emulator)
@@ -331,22 +327,22 @@ class Intake:
             cell = cells.get(event.action)
             if cell is None:
                 origin = None  # there may be more cells now
-                cell = self._find(event, index, each, fresh, now_ms)
+                cell = self._find(event, index, part, fresh, now_ms)
                 if cell is None:
                     continue
             if event_id is not None:
-                known[event_id] = group
+                known[event_id] = fresh.group
             fresh.events.append(event)
             fresh.ids.append(event_id)
             fresh.cells.append(cell)
         if len(fresh.events) > before:
-            each.groups.add(group)
+            part.groups.add(fresh.group)
 
-    def _find(self, event: Event, index: int, each: _Slice, fresh: _Fresh, now_ms: int) -> Cell | None:
+    def _find(self, event: Event, index: int, part: _Slice, fresh: _Fresh, now_ms: int) -> Cell | None:
         """Find an event's cell the long way; None if it is not to be counted."""
         placed = self._place(event, now_ms)
         if isinstance(placed, Rejection):
-            each.arrival.rejections[index] = placed
+            part.arrival.rejections[index] = placed
             return None
         if placed is None:
             return None
@@ -370,15 +366,15 @@ class Intake:
                 known.update(dict.fromkeys(staged.event_ids.keys() & ids, staged))
         return known
 
-    def _settle(self, each: _Slice) -> None:
+    def _settle(self, part: _Slice) -> None:
         """Let a batch wait for the groups that a slice of it is in, from now on, and know when it is staged."""
-        arrival = each.arrival
-        arrival.duplicates += each.duplicates
-        if arrival.is_taken and not arrival.waiters and len(each.groups) == 1:
-            (group,) = each.groups
+        arrival = part.arrival
+        arrival.duplicates += part.duplicates
+        if arrival.is_taken and not arrival.waiters and len(part.groups) == 1:
+            (group,) = part.groups
             self._committer.wait(group, arrival.outcome)
             return
-        for group in each.groups - arrival.waiters.keys():
+        for group in part.groups - arrival.waiters.keys():
             arrival.waiters[group] = self._committer.wait(group)
         if arrival.is_taken:
             arrival.end(None)
