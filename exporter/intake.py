@@ -227,29 +227,34 @@ class Intake:
             self._telemetry.events["rejected", rejection.error].inc()
         return arrival.rejections
 
-    def _arrive(self, batch: Batch) -> _Arrival:
-        """Have a batch staged in the next turn of the event loop."""
-        loop = asyncio.get_running_loop()
-        arrival = _Arrival(batch.events, loop.create_future())
-        if not self._arrivals:
-            loop.call_soon(self._stage_arrivals)
-        self._arrivals.append(arrival)
-        return arrival
+    def stage_arrivals(self) -> None:
+        """Stage what has arrived, so many events at once; others have their turn before the rest, and a slow disk.
 
-    def _stage_arrivals(self) -> None:
-        """Stage what has arrived, so many events at once; others have their turn before the rest, and a slow disk."""
+        The event loop calls this; so does who moves the clock, for what arrived until then.
+        """
+        if not self._arrivals:
+            return
         group = self._committer.group
         if group.events >= MAX_STAGED_EVENTS:
-            self._committer.wait(group).add_done_callback(lambda _: self._stage_arrivals())
+            self._committer.wait(group).add_done_callback(lambda _: self.stage_arrivals())
             return
         slices = self._take()
         if self._arrivals:
-            asyncio.get_running_loop().call_soon(self._stage_arrivals)
+            asyncio.get_running_loop().call_soon(self.stage_arrivals)
         if problem := self._refused_because:
             for part in slices:
                 part.arrival.end(NotStoredError(problem))
         else:
             self._stage(slices)
+
+    def _arrive(self, batch: Batch) -> _Arrival:
+        """Have a batch staged in the next turn of the event loop."""
+        loop = asyncio.get_running_loop()
+        arrival = _Arrival(batch.events, loop.create_future())
+        if not self._arrivals:
+            loop.call_soon(self.stage_arrivals)
+        self._arrivals.append(arrival)
+        return arrival
 
     def _take(self) -> list[_Slice]:
         """Take the next events; a batch with more than can be staged at once goes to the end of the queue."""

@@ -154,6 +154,7 @@ class VirtualExporter:
         self._births = Births(state.lifecycle, state.committer, seconds, state.telemetry, self.clock.exact)
 
     async def _accept(self, delivery: Delivery) -> None:
+        self._intake.stage_arrivals()  # at their own time
         self.clock.now_ms = delivery.at_ms
         await self._intake.accept(decode(delivery.encode()))
 
