@@ -26,7 +26,7 @@ from exporter.points import PointEncoder, Raw
 from exporter.telemetry import Telemetry
 
 MAX_STAGED_EVENTS: Final = 200_000
-"""While so many wait for a slow disk, new requests are refused; it takes some 150 MB."""
+"""While so many wait for their turn or for a slow disk, new requests are refused; it takes some 150 MB."""
 
 SLOW_DISK: Final = "too many events wait for the disk"
 FULL_JOURNAL: Final = "the journal is full"
@@ -81,6 +81,11 @@ class _Arrival:
     waiters: dict[Group, asyncio.Future[NotStoredError | None]] = field(default_factory=dict)
     rejections: dict[int, Rejection] = field(default_factory=dict)
     duplicates: int = 0
+
+    @property
+    def weight(self) -> int:
+        """How many of the events count as waiting: of a large batch, which has a bound of its own, a slice."""
+        return min(len(self.events), _EVENTS_AT_ONCE)
 
     @property
     def is_taken(self) -> bool:
@@ -169,6 +174,7 @@ class Intake:
         self._cached = 0
         self._max_cached = max_series * _CELL_CACHE_FACTOR
         self._arrivals: deque[_Arrival] = deque()
+        self._waiting = 0  # events of all arrivals, by their weight
         committer.on_expired = self.forget_cells
 
     @property
@@ -179,7 +185,7 @@ class Intake:
     @property
     def closed_because(self) -> str:
         """Why events cannot be stored now; empty if they can."""
-        if self._committer.group.events >= MAX_STAGED_EVENTS:
+        if self._committer.group.events + self._waiting >= MAX_STAGED_EVENTS:
             return SLOW_DISK
         return self._refused_because
 
@@ -254,6 +260,7 @@ class Intake:
         if not self._arrivals:
             loop.call_soon(self.stage_arrivals)
         self._arrivals.append(arrival)
+        self._waiting += arrival.weight
         return arrival
 
     def _take(self) -> list[_Slice]:
@@ -263,13 +270,16 @@ class Intake:
         while room and self._arrivals:
             arrival = self._arrivals.popleft()
             if arrival.outcome.done():  # a slice before could not be stored, or nobody waits any more
+                self._waiting -= arrival.weight
                 continue
             start = arrival.taken
             events = arrival.events[start : start + room]
             arrival.taken += len(events)
             room -= len(events)
             slices.append(_Slice(arrival, start, events))
-            if not arrival.is_taken:
+            if arrival.is_taken:
+                self._waiting -= arrival.weight
+            else:
                 self._arrivals.append(arrival)
         return slices
 

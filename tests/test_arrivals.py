@@ -211,6 +211,29 @@ async def test_a_large_batch_does_not_hold_up_a_small_one(tmp_path: Path) -> Non
         assert 20_001 == made.counted()
 
 
+async def test_a_burst_within_one_turn_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not had its turn yet counts as waiting, too; once it had, there is room again, also after who left."""
+    monkeypatch.setattr(exporter.intake, "MAX_STAGED_EVENTS", 10)
+    async with parts(tmp_path) as made:
+        for start in (0, 100):
+            gone = asyncio.create_task(made.send(event(start + 99)))
+            await asyncio.sleep(0)
+            gone.cancel()
+            sent = (made.send(event(start + number), event(start + 20 + number)) for number in range(8))
+            outcomes = await asyncio.gather(*sent, return_exceptions=True)
+            assert [None] * 5 + [UnavailableError] * 3 == [outcome and type(outcome) for outcome in outcomes]
+        assert 20 == made.counted()
+
+
+async def test_a_large_batch_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies are bounded in bytes: of a batch that has many slices to go, one counts as waiting."""
+    monkeypatch.setattr(exporter.intake, "MAX_STAGED_EVENTS", 2000)
+    async with parts(tmp_path) as made:
+        large = made.send(*(event(number) for number in range(5000)))
+        await asyncio.gather(large, made.send(event(1_000_000)))
+        assert 5001 == made.counted()
+
+
 async def test_who_gave_up_is_not_staged(tmp_path: Path) -> None:
     """A request that ended before its events were staged leaves nothing, so that nothing is stored unanswered."""
     async with parts(tmp_path) as made:
