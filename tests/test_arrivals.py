@@ -205,6 +205,7 @@ async def test_a_large_batch_does_not_hold_up_a_small_one(tmp_path: Path) -> Non
     """A batch of thousands of events takes its turns; what came after it does not wait for the end of it."""
     async with parts(tmp_path) as made:
         large = asyncio.create_task(made.send(*(event(number) for number in range(20_000))))
+        await asyncio.sleep(0)
         await made.send(event(1_000_000))
         assert made.counted() < 20_000
         await large
