@@ -5,13 +5,13 @@ in all than when each is staged between the requests that bring others.
 """
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal
 
 from exporter.access import AllowList
 from exporter.actions import BY_NAME
+from exporter.arrivals import Arrival, Arrivals, Slice
 from exporter.clock import Clock
 from exporter.commit import Committer
 from exporter.counters import Cell, Counters
@@ -30,7 +30,6 @@ MAX_STAGED_EVENTS: Final = 200_000
 
 SLOW_DISK: Final = "too many events wait for the disk"
 FULL_JOURNAL: Final = "the journal is full"
-_EVENTS_AT_ONCE: Final = 1000
 _CELL_CACHE_FACTOR: Final = 4
 NOT_ALLOWED: Final = Rejection("app_not_allowed", "This endpoint takes no events of this app")
 _UNKNOWN_ACTION: Final = Rejection("unknown_action", "This endpoint accepts known actions only")
@@ -59,67 +58,6 @@ class Rules:
     unknown_actions: Literal["accept", "reject"]
     legacy_download_fail: Literal["keep", "drop"]
     reject_when_full: int | None
-
-
-@dataclass(slots=True, eq=False)
-class _Arrival:
-    """A batch on its way into groups, and what became of its events so far.
-
-    Attributes:
-        events: the batch's.
-        outcome: resolved when all of them are staged: with None, or with the reason why they are not. If there is one
-            group to wait for, as there nearly always is, it is resolved with that group's outcome.
-        taken: how many of the events are staged, or about to be.
-        waiters: for each group that the batch waits for besides, its outcome.
-        rejections: the rejected events, by their index.
-        duplicates: how many are counted already, or will be.
-    """
-
-    events: list[Event | Rejection]
-    outcome: asyncio.Future[NotStoredError | None]
-    taken: int = 0
-    waiters: dict[Group, asyncio.Future[NotStoredError | None]] = field(default_factory=dict)
-    rejections: dict[int, Rejection] = field(default_factory=dict)
-    duplicates: int = 0
-
-    @property
-    def weight(self) -> int:
-        """How many of the events count as waiting: of a large batch, which has a bound of its own, a slice."""
-        return min(len(self.events), _EVENTS_AT_ONCE)
-
-    @property
-    def is_taken(self) -> bool:
-        """Tell whether no event is left to stage."""
-        return self.taken == len(self.events)
-
-    def end(self, problem: NotStoredError | None) -> None:
-        """Tell the request that all is staged, or why it is not; unless it is gone."""
-        if not self.outcome.done():
-            self.outcome.set_result(problem)
-
-    def fail(self, error: Exception) -> None:
-        """Let the request fail."""
-        if not self.outcome.done():
-            self.outcome.set_exception(error)
-
-
-@dataclass(slots=True, eq=False)
-class _Slice:
-    """Events of an arrival that are staged at once.
-
-    Attributes:
-        arrival: whose events they are.
-        start: the index of the first one.
-        events: the events.
-        groups: those that the events are in, or are duplicates of events in.
-        duplicates: how many are counted already, or will be.
-    """
-
-    arrival: _Arrival
-    start: int
-    events: list[Event | Rejection]
-    groups: set[Group] = field(default_factory=set)
-    duplicates: int = 0
 
 
 @dataclass(slots=True)
@@ -173,8 +111,7 @@ class Intake:
         self._cells: dict[_Origin, dict[str, Cell]] = {}
         self._cached = 0
         self._max_cached = max_series * _CELL_CACHE_FACTOR
-        self._arrivals: deque[_Arrival] = deque()
-        self._waiting = 0  # events of all arrivals, by their weight
+        self._arrivals = Arrivals()
         committer.on_expired = self.forget_cells
 
     @property
@@ -185,7 +122,7 @@ class Intake:
     @property
     def closed_because(self) -> str:
         """Why events cannot be stored now; empty if they can."""
-        if self._committer.group.events + self._waiting >= MAX_STAGED_EVENTS:
+        if self._committer.group.events + self._arrivals.waiting >= MAX_STAGED_EVENTS:
             return SLOW_DISK
         return self._refused_because
 
@@ -244,7 +181,7 @@ class Intake:
         if group.events >= MAX_STAGED_EVENTS:
             self._committer.wait(group).add_done_callback(lambda _: self.stage_arrivals())
             return
-        slices = self._take()
+        slices = self._arrivals.take()
         if self._arrivals:
             asyncio.get_running_loop().call_soon(self.stage_arrivals)
         if problem := self._refused_because:
@@ -253,37 +190,16 @@ class Intake:
         else:
             self._stage(slices)
 
-    def _arrive(self, batch: Batch) -> _Arrival:
+    def _arrive(self, batch: Batch) -> Arrival:
         """Have a batch staged in the next turn of the event loop."""
         loop = asyncio.get_running_loop()
-        arrival = _Arrival(batch.events, loop.create_future())
+        arrival = Arrival(batch.events, loop.create_future())
         if not self._arrivals:
             loop.call_soon(self.stage_arrivals)
-        self._arrivals.append(arrival)
-        self._waiting += arrival.weight
+        self._arrivals.add(arrival)
         return arrival
 
-    def _take(self) -> list[_Slice]:
-        """Take the next events; a batch with more than can be staged at once goes to the end of the queue."""
-        slices: list[_Slice] = []
-        room = _EVENTS_AT_ONCE
-        while room and self._arrivals:
-            arrival = self._arrivals.popleft()
-            if arrival.outcome.done():  # a slice before could not be stored, or nobody waits any more
-                self._waiting -= arrival.weight
-                continue
-            start = arrival.taken
-            events = arrival.events[start : start + room]
-            arrival.taken += len(events)
-            room -= len(events)
-            slices.append(_Slice(arrival, start, events))
-            if arrival.is_taken:
-                self._waiting -= arrival.weight
-            else:
-                self._arrivals.append(arrival)
-        return slices
-
-    def _stage(self, slices: list[_Slice]) -> None:
+    def _stage(self, slices: list[Slice]) -> None:
         """Stage slices together; if that fails, each alone, so that a fault of ours costs nobody else's events."""
         group = self._committer.group
         now_ms = self._clock.wall_ms()
@@ -307,7 +223,7 @@ class Intake:
         if self.derivation is not None:
             self.derivation.observe(fresh.events, fresh.cells, group, now_ms)
 
-    def _sort_out(self, slices: list[_Slice], group: Group, now_ms: int) -> _Fresh:
+    def _sort_out(self, slices: list[Slice], group: Group, now_ms: int) -> _Fresh:
         """Find the events that are to be counted, and their cells."""
         ids = identities(list(chain.from_iterable(part.events for part in slices)))
         fresh = _Fresh(group, self._known(ids, group))
@@ -318,7 +234,7 @@ class Intake:
             first = last
         return fresh
 
-    def _sort_out_part(self, part: _Slice, ids: list[int | None], fresh: _Fresh, now_ms: int) -> None:
+    def _sort_out_part(self, part: Slice, ids: list[int | None], fresh: _Fresh, now_ms: int) -> None:
         part.groups.clear()
         part.duplicates = 0
         known = fresh.known
@@ -353,7 +269,7 @@ class Intake:
         if len(fresh.events) > before:
             part.groups.add(fresh.group)
 
-    def _find(self, event: Event, index: int, part: _Slice, fresh: _Fresh, now_ms: int) -> Cell | None:
+    def _find(self, event: Event, index: int, part: Slice, fresh: _Fresh, now_ms: int) -> Cell | None:
         """Find an event's cell the long way; None if it is not to be counted."""
         placed = self._place(event, now_ms)
         if isinstance(placed, Rejection):
@@ -381,7 +297,7 @@ class Intake:
                 known.update(dict.fromkeys(staged.event_ids.keys() & ids, staged))
         return known
 
-    def _settle(self, part: _Slice) -> None:
+    def _settle(self, part: Slice) -> None:
         """Let a batch wait for the groups that a slice of it is in, from now on, and know when it is staged."""
         arrival = part.arrival
         arrival.duplicates += part.duplicates
