@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from benchmarks.bench import cpu_seconds
+from benchmarks.machine import cpu_seconds
 from tests.support.exporter import ExporterProcess
 
 EVENTS: Final = 200

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -85,6 +85,14 @@ class Minute:
         """Give a percentile."""
         ordered = sorted(values) or [0.0]
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+_OBSERVED: Final[tuple[tuple[str, Callable[[Minute], float]], ...]] = (
+    ("RSS", lambda minute: minute.rss_mib),
+    ("open files", lambda minute: minute.files),
+    ("page", lambda minute: minute.page_kib),
+    ("POST p50", lambda minute: minute.p(0.5, minute.posts_ms)),
+)
 
 
 class Soak:
@@ -215,7 +223,7 @@ async def main(minutes: float, posts_per_second: float) -> int:
 
 async def _until_delivered(exporter: ExporterProcess) -> None:
     async def delivered() -> bool:
-        samples = {each.name: each.value for each in parse_samples(await exporter.metrics())}
+        samples: dict[str, float] = {each.name: each.value for each in parse_samples(await exporter.metrics())}
         return samples["capgo_exporter_journal_points"] == 0
 
     await wait_for(delivered, 120, "the last points to be delivered")
@@ -226,12 +234,7 @@ def _is_flat(minutes: list[Minute]) -> bool:
     if not third:
         return True
     flat = True
-    for name, of in (
-        ("RSS", lambda minute: minute.rss_mib),
-        ("open files", lambda minute: minute.files),
-        ("page", lambda minute: minute.page_kib),
-        ("POST p50", lambda minute: minute.p(0.5, minute.posts_ms)),
-    ):
+    for name, of in _OBSERVED:
         middle, last = (
             statistics.median(of(minute) for minute in part) for part in (minutes[third:-third], minutes[-third:])
         )
