@@ -9,6 +9,8 @@ from exporter.events import Event, Rejection
 from exporter.group import Group, NotStoredError
 
 EVENTS_AT_ONCE: Final = 1000
+ENOUGH_EVENTS: Final = 200
+"""So many that wait are staged at once: more would not be cheaper together, and their memory is still in the cache."""
 
 
 @dataclass(slots=True, eq=False)
@@ -16,7 +18,8 @@ class Arrival:
     """A batch on its way into groups, and what became of its events so far.
 
     Attributes:
-        events: the batch's.
+        events: the batch's, until all of them are staged.
+        size: how many there are.
         outcome: resolved when all of them are staged: with None, or with the reason why they are not. If there is one
             group to wait for, as there nearly always is, it is resolved with that group's outcome.
         taken: how many of the events are staged, or about to be.
@@ -26,6 +29,7 @@ class Arrival:
     """
 
     events: list[Event | Rejection]
+    size: int
     outcome: asyncio.Future[NotStoredError | None]
     taken: int = 0
     waiters: dict[Group, asyncio.Future[NotStoredError | None]] = field(default_factory=dict)
@@ -35,12 +39,12 @@ class Arrival:
     @property
     def weight(self) -> int:
         """How many of the events count as waiting: of a large batch, which has a bound of its own, a slice."""
-        return min(len(self.events), EVENTS_AT_ONCE)
+        return min(self.size, EVENTS_AT_ONCE)
 
     @property
     def is_taken(self) -> bool:
         """Tell whether no event is left to stage."""
-        return self.taken == len(self.events)
+        return self.taken == self.size
 
     def end(self, problem: NotStoredError | None) -> None:
         """Tell the request that all is staged, or why it is not; unless it is gone."""
@@ -87,6 +91,11 @@ class Arrivals:
     def __len__(self) -> int:
         """Count the batches."""
         return len(self._queue)
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether enough events wait, but not so many that they have to take turns with others."""
+        return ENOUGH_EVENTS <= self.waiting < EVENTS_AT_ONCE
 
     def add(self, arrival: Arrival) -> None:
         """Let a batch wait."""

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -77,17 +77,23 @@ class MalformedBodyError(BodyError):
     """The body is not JSON, or neither an object nor an array."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """A decoded body.
 
     Attributes:
-        events: one entry per element of the body, in order.
+        events: one entry per element of the body, in order; whoever is done with them may empty the list.
         is_array: whether the body was an array; a single object gets another form of reply.
+        size: how many elements the body had.
     """
 
     events: list[Event | Rejection]
     is_array: bool
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Count the elements."""
+        self.size = len(self.events)
 
 
 _NO_OBJECT: Final = Rejection("invalid_event", "An event must be a JSON object")

@@ -141,14 +141,14 @@ class FairShare:
             OverShareError: if one of its apps has sent too much; then no app is charged.
         """
         if client is not None:
-            self.per_client.take(client, max(len(batch.events) - 1, 0))  # one was taken before
+            self.per_client.take(client, max(batch.size - 1, 0))  # one was taken before
         if self.per_app.rate is None:
             return
         counts = Counter(event.app_id for event in batch.events if isinstance(event, Event))
         apps = {app_id.encode(): count for app_id, count in counts.items() if self.allowed.allows(app_id)}
         wait = max(map(self.per_app.wait_seconds, apps), default=0.0)
         if wait:
-            self._telemetry.events["unavailable", ""].inc(len(batch.events))
+            self._telemetry.events["unavailable", ""].inc(batch.size)
             raise OverShareError(_APP, wait)
         for app, count in apps.items():
             self.per_app.take(app, count)

@@ -86,7 +86,7 @@ class StatsHandler:
     def _reply(self, request: web.Request, batch: Batch, rejections: dict[int, Rejection]) -> web.StreamResponse:
         if rejections and (status := _refusal(batch, rejections)):
             return reply_error(status, rejections[0].error, rejections[0].message)
-        count = len(batch.events) if batch.is_array else None
+        count = batch.size if batch.is_array else None
         if rejections or not ReadyReply.fits(request):
             return web.Response(body=_accepted(count, rejections), content_type=JSON)
         return self._ready_reply(count, closes=not request.keep_alive)
@@ -122,7 +122,7 @@ class StatsHandler:
 
 def _refusal(batch: Batch, rejections: dict[int, Rejection]) -> int:
     """Give the status that a body is refused with as a whole; 0 if it is not, for the sake of its other events."""
-    if len(rejections) == len(batch.events) and all(each is NOT_ALLOWED for each in rejections.values()):
+    if len(rejections) == batch.size and all(each is NOT_ALLOWED for each in rejections.values()):
         return HTTPStatus.FORBIDDEN
     return 0 if batch.is_array else HTTPStatus.BAD_REQUEST
 

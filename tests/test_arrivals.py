@@ -184,7 +184,7 @@ async def test_a_fault_fails_the_request_that_it_comes_from(tmp_path: Path) -> N
 
 
 async def test_a_fault_in_figures_costs_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events of which figures cannot be derived are stored and counted, and the fault is told of."""
+    """Events of which figures cannot be derived are stored and counted, and the fault is told of: few and many."""
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
 
@@ -196,9 +196,26 @@ async def test_a_fault_in_figures_costs_no_event(tmp_path: Path, monkeypatch: py
         with monkeypatch.context() as patch:
             patch.setattr(Derivation, "observe", broken)
             await asyncio.gather(made.send(event(1)), made.send(without_timestamp(2)))
+            await made.send(*(event(number) for number in range(10, 510)))
         await made.send(event(3))
-        assert (3, 3) == (made.counted(), made.points())
-    assert [LookupError] == [type(context["exception"]) for context in told]
+        assert (503, 503) == (made.counted(), made.points())
+    assert [LookupError] * 2 == [type(context["exception"]) for context in told]
+
+
+async def test_a_large_batch_is_staged_at_once_and_let_go(tmp_path: Path) -> None:
+    """Whoever sends many events keeps no memory until they are on disk; small batches before it go with it."""
+    async with parts(tmp_path) as made:
+        batches = [
+            decode(json.dumps([event(start + number) for number in range(size)]).encode())
+            for start, size in ((0, 3), (1000, 500), (2000, 4))
+        ]
+        sent = [asyncio.create_task(made.intake.accept(batch)) for batch in batches]
+        await asyncio.sleep(0)
+        assert 503 == made.committer.group.events
+        assert [0, 0, 4] == [len(batch.events) for batch in batches]
+        assert [3, 500, 4] == [batch.size for batch in batches]
+        await asyncio.gather(*sent)
+        assert (507, [507]) == (made.counted(), made.groups())
 
 
 async def test_a_large_batch_does_not_hold_up_a_small_one(tmp_path: Path) -> None:
