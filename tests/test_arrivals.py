@@ -13,6 +13,7 @@ import pytest
 import exporter.commit
 import exporter.intake
 from exporter.app import make_derivation, make_intake
+from exporter.arrivals import EVENTS_AT_ONCE
 from exporter.clock import Clock
 from exporter.commit import Committer
 from exporter.counters import EVENTS
@@ -227,6 +228,19 @@ async def test_a_large_batch_does_not_hold_up_a_small_one(tmp_path: Path) -> Non
         assert made.counted() < 20_000
         await large
         assert 20_001 == made.counted()
+
+
+async def test_small_batches_do_not_hurry_a_large_one(tmp_path: Path) -> None:
+    """A turn stages its share of events, and no more, also if many requests come beside a batch of thousands."""
+    async with parts(tmp_path) as made:
+        large = asyncio.create_task(made.send(*(event(number) for number in range(20_000))))
+        small = [asyncio.create_task(made.send(event(1_000_000 + number))) for number in range(30)]
+        await asyncio.sleep(0)
+        assert 0 == made.committer.group.events
+        await asyncio.sleep(0)
+        assert EVENTS_AT_ONCE == made.committer.group.events
+        await asyncio.gather(large, *small)
+        assert 20_030 == made.counted()
 
 
 async def test_a_burst_within_one_turn_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
