@@ -53,12 +53,11 @@ class Parts(NamedTuple):
 
     def duplicates(self) -> float:
         """Tell how many duplicates were answered."""
-        return (
-            self.state.telemetry.registry.get_sample_value(
-                "capgo_exporter_events_total", {"outcome": "duplicate", "reason": ""}
-            )
-            or 0.0
-        )
+        return self.sample("capgo_exporter_events_total", outcome="duplicate", reason="")
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Read one of the exporter's own metrics."""
+        return self.state.telemetry.registry.get_sample_value(name, labels) or 0.0
 
     def stored(self, column: str, table: str) -> list[Any]:
         """Read a column of the journal."""
@@ -147,6 +146,7 @@ async def test_a_duplicate_in_the_same_turn_shares_the_outcome(tmp_path: Path, m
             broken.setattr(Journal, "commit", _fail)
             outcomes = await asyncio.gather(*(made.send(event(2)) for _ in range(5)), return_exceptions=True)
         assert [UnavailableError] * 5 == [type(outcome) for outcome in outcomes]
+        assert 5.0 == made.sample("capgo_exporter_events_total", outcome="unavailable", reason="")
         assert 1 == made.counted()
 
 
@@ -217,6 +217,7 @@ async def test_a_large_batch_is_staged_at_once_and_let_go(tmp_path: Path) -> Non
         assert [3, 500, 4] == [batch.size for batch in batches]
         await asyncio.gather(*sent)
         assert (507, [507]) == (made.counted(), made.groups())
+        assert (3.0, 507.0) == tuple(made.sample(f"capgo_exporter_batch_events_{name}") for name in ("count", "sum"))
 
 
 async def test_a_large_batch_does_not_hold_up_a_small_one(tmp_path: Path) -> None:
