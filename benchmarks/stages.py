@@ -158,10 +158,12 @@ class Stages:
         """Take a round's bodies from bytes to the reply's moment, several requests at a time."""
         made = self.bodies()
 
+        async def request(body: bytes) -> None:
+            await self.intake.accept(decode(body))
+
         async def way() -> None:
             for start in range(0, len(made), REQUESTS_A_GROUP):
-                some = [self.intake.accept(decode(body)) for body in made[start : start + REQUESTS_A_GROUP]]
-                await asyncio.gather(*some)
+                await asyncio.gather(*map(request, made[start : start + REQUESTS_A_GROUP]))
 
         await watch.wait(_ALL, way, len(made) * self._batch)
 

@@ -176,7 +176,8 @@ class Intake:
     def stage_arrivals(self) -> None:
         """Stage what has arrived, so many events at once; others have their turn before the rest, and a slow disk.
 
-        The event loop calls this; so does who moves the clock, for what arrived until then.
+        The event loop calls this, and a batch with which enough wait; so does who moves the clock, for what arrived
+        until then.
         """
         if not self._arrivals:
             return
@@ -227,7 +228,6 @@ class Intake:
             self._settle(part)
         self._derive(fresh, now_ms)
         # What is taken next finds this memory in the processor's cache; the replies leave a transaction later.
-        fresh.events.clear()
         for part in slices:
             if part.arrival.is_taken:
                 part.arrival.events.clear()
