@@ -176,7 +176,7 @@ def prove(contender: Contender, batch: int, load: str) -> tuple[int, int]:
         result = Wrk(Path(directory), bodies_of(case, load)).send(server.url, _PROOF_SECONDS)
         events = check_count(server, batch, result["requests"], runs=1)
         with contextlib.suppress(AssertionError):
-            wait_for_sync(lambda: lines(sink) >= events, _DELIVERY_SECONDS)
+            wait_for_sync(lambda: lines(sink) >= events, timeout_seconds=_DELIVERY_SECONDS)
         return events, lines(sink)
 
 

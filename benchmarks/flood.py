@@ -491,7 +491,7 @@ async def _until_delivered(exporter: ExporterProcess) -> None:
         values = own_values((await exporter.request("GET", "/metrics")).body)
         return values["capgo_exporter_journal_points"] == 0
 
-    await wait_for(delivered, 300, "the last points to be delivered")
+    await wait_for(delivered, "the last points to be delivered", 300)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ async def compare(load: Load, exporter: ExporterProcess, influxdb: InfluxDB16) -
         counted = await nonzero_counters(exporter)
         lost = sum(max(0, value - counted.get(key, 0)) for key, value in expected.items())
         doubled = sum(max(0, value - expected.get(key, 0)) for key, value in counted.items())
-        await wait_for(journal_is_empty, 300, "the journal to be empty")
+        await wait_for(journal_is_empty, "the journal to be empty", 300)
         stored = await influxdb.count("capgo_stats", "count")
         print(
             f"{when}: {len(events)} events, counters: {lost} lost, {doubled} doubled; "

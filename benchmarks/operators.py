@@ -78,7 +78,7 @@ class Rounds:
     async def _load(self, done: asyncio.Event) -> None:
         while not done.is_set():
             batch = [self._event(number) for number in itertools.islice(self._numbers, 30)]
-            await wait_for(functools.partial(self._post, batch), 60, "a batch to be taken")
+            await wait_for(functools.partial(self._post, batch), "a batch to be taken")
             self.acknowledged += [event["device_id"] for event in batch]
             await asyncio.sleep(0.02)
 
@@ -100,8 +100,8 @@ class Rounds:
 
     async def settle(self) -> None:
         """Forget once more, and wait until InfluxDB has everything."""
-        await wait_for(self._is_forgotten, 120, "the device to be forgotten")
-        await wait_for(self._is_empty, 60, "the journal to be empty")
+        await wait_for(self._is_forgotten, "the device to be forgotten", 120)
+        await wait_for(self._is_empty, "the journal to be empty")
 
     async def _is_forgotten(self) -> bool:
         return (await self._operator.run_process(*FORGET)).code == 0

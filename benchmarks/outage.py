@@ -118,7 +118,7 @@ async def wait_until_left(exporter: ExporterProcess, points: float) -> None:
     async def is_reached() -> bool:
         return await sample(exporter, "capgo_exporter_journal_points") <= points
 
-    await wait_for(is_reached, 600, f"the journal to hold {points:.0f} points")
+    await wait_for(is_reached, f"the journal to hold {points:.0f} points", 600)
 
 
 def main() -> None:

@@ -226,7 +226,7 @@ async def _until_delivered(exporter: ExporterProcess) -> None:
         samples: dict[str, float] = {each.name: each.value for each in parse_samples(await exporter.metrics())}
         return samples["capgo_exporter_journal_points"] == 0
 
-    await wait_for(delivered, 120, "the last points to be delivered")
+    await wait_for(delivered, "the last points to be delivered", 120)
 
 
 def _is_flat(minutes: list[Minute]) -> bool:

@@ -64,9 +64,9 @@ async def refused_before_its_body(server: Running) -> tuple[bytes, bytes]:
         writer.write(
             b"POST /stats HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9999999\r\n\r\n"
         )
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        return head, await asyncio.wait_for(reader.readexactly(int(length.partition(b":")[2])), 10)
+        return head, await asyncio.wait_for(reader.readexactly(int(length.partition(b":")[2])), 60)
     finally:
         writer.transport.abort()
 
@@ -222,7 +222,7 @@ async def test_points_on_which_influxdb_fails_for_ever(scripted_influx: Scripted
             for _ in range(5):
                 good += await accept(server, events(2))
                 good_devices = devices(good)
-                await wait_for(lambda: good_devices == stored_devices(scripted_influx), 30)  # noqa: B023 -- called at once
+                await wait_for(lambda: good_devices == stored_devices(scripted_influx))  # noqa: B023 -- called at once
             # What is stored leaves the journal a moment later.
             await emptied(server, 5 * 41)
             assert 3 <= await server.sample("capgo_exporter_delivery_set_aside_batches")
@@ -254,7 +254,7 @@ async def test_refusals_in_a_search_that_fails_for_ever(scripted_influx: Scripte
     await fill(tmp_path, [*good[:10], *bad, *good[10:20], *broken, *good[20:]])
     async with delivering(scripted_influx, data_dir=tmp_path) as server:
         good += await accept(server, events(2))
-        await wait_for(lambda: devices(good) == stored_devices(scripted_influx), 30)
+        await wait_for(lambda: devices(good) == stored_devices(scripted_influx))
         scripted_influx.default = RefuseRecords(is_bad, recordings.V2_MALFORMED)
         await emptied(server)
         assert (33, {"refused": 1}) == (await delivered(server), await refusals(server))

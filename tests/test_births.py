@@ -182,7 +182,7 @@ async def test_a_scraper_that_ends_is_forgotten(exporter: Running, clock: Manual
         return await staying.sees() == 1
 
     # The server notices the end of the connection when its loop gets to it, without any time passing on its clock.
-    await wait_for(shown, message="the value after the other scraper's end")
+    await wait_for(shown, "the value after the other scraper's end")
 
 
 async def test_a_scraper_that_falls_silent_is_forgotten(
@@ -266,7 +266,7 @@ async def test_a_page_that_nobody_waited_for_was_not_shown(
     async def render_late(*arguments: Any, **options: Any) -> AsyncIterator[Piece]:
         monkeypatch.undo()
         await given_up.close()
-        await wait_for(connections[0].is_closing, message="the server to notice")
+        await wait_for(connections[0].is_closing, "the server to notice")
         async for piece in Page.pieces(*arguments, **options):
             yield piece
 
@@ -364,7 +364,7 @@ async def wait_for_sight(scraper: Scraper, value: int) -> None:
     async def seen() -> bool:
         return await scraper.sees() == value
 
-    await wait_for(seen, message=f"the series to be shown as {value}")
+    await wait_for(seen, f"the series to be shown as {value}")
 
 
 # --- restarts ---------------------------------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ async def test_restart_of_a_series_at_0(exporter_process: StartExporter) -> None
         seen.append(await shown_to_prometheus(exporter))
         return seen[-1] == 1
 
-    await wait_for(full, message="the value after the restart")
+    await wait_for(full, "the value after the restart")
     assert seen == [*[0] * (len(seen) - 1), 1]
 
 
@@ -423,7 +423,7 @@ async def test_restart_of_a_series_in_full(exporter_process: StartExporter) -> N
     async def full() -> bool:
         return await shown_to_prometheus(exporter) == 1
 
-    await wait_for(full, message="the value")
+    await wait_for(full, "the value")
     await exporter.kill9()
     exporter.env["EXPORTER_SCRAPE_INTERVAL"] = "1h"
     await exporter.restart()

@@ -133,19 +133,19 @@ async def test_a_bad_release_is_in_the_pager_within_the_promised_time(
 ) -> None:
     """A simulated fleet gets a release that rolls back: somebody is paged, is told what is wrong and where to look."""
     async with living(chain.exporter.url):
-        await wait_for(lambda: rollbacks(chain.exporter), 120, "the first roll-back")
+        await wait_for(lambda: rollbacks(chain.exporter), "the first roll-back", 120)
         first = time.time()
 
         async def qualifies() -> bool:
             return max((await rollbacks(chain.exporter)).values()) >= QUALIFYING
 
-        await wait_for(qualifies, 120, "enough roll-backs")
+        await wait_for(qualifies, "enough roll-backs", 120)
         qualified = time.time()
 
         def paged() -> list[dict[str, Any]]:
             return [alert for name, message in chain.pager.messages if name == "page" for alert in message["alerts"]]
 
-        await wait_for(paged, 2 * WORST_SECONDS, "the page")
+        await wait_for(paged, "the page", 2 * WORST_SECONDS)
         received = time.time()
     alert = paged()[0]
     labels, annotations = alert["labels"], alert["annotations"]

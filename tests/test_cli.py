@@ -244,7 +244,7 @@ async def test_serve_shows_no_secret(exporter_process: StartExporter) -> None:
         assert 'capgo_exporter_delivery_failing{reason="network"} 1.0' in reply.body.decode()
         return reply.body.decode()
 
-    pages = [await wait_for(page, message="the delivery to fail")]
+    pages = [await wait_for(page, "the delivery to fail")]
     pages += [(await exporter.request("GET", path)).body.decode() for path in ("/", "/readyz", "/healthz", "/stats")]
     assert 0 == await exporter.terminate()
     texts = [*pages, exporter.process.stderr_path.read_text(), exporter.process.stdout_path.read_text()]

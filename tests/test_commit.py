@@ -96,7 +96,7 @@ async def entered(gate: Gate) -> None:
     async def is_there() -> bool:
         return gate.entered.is_set()
 
-    await wait_for(is_there, 10, "no commit came to the gate")
+    await wait_for(is_there, "no commit came to the gate")
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
 
 async def staged(waiting: list[Group], requests: int) -> None:
     """Wait until so many requests are staged."""
-    await wait_for(lambda: len(waiting) == requests, 10, f"{requests} staged requests")
+    await wait_for(lambda: len(waiting) == requests, f"{requests} staged requests")
 
 
 async def test_nothing_is_shown_or_answered_before_the_commit(gate: Gate) -> None:
@@ -275,7 +275,7 @@ async def until_writable(server: Running) -> None:
     async def is_ready() -> bool:
         return (await server.request("GET", "/readyz")).status == 200
 
-    await wait_for(is_ready, 10, "the journal cannot be written")
+    await wait_for(is_ready, "the journal cannot be written")
 
 
 @pytest.mark.parametrize("opens_to_fail", [0, 3], ids=["reopened at once", "reopened later"])
@@ -464,7 +464,7 @@ async def test_a_disk_that_takes_nothing_refuses_and_recovers(
         async def is_taken() -> bool:
             return (await server.post(batch)).status == 200
 
-        await wait_for(is_taken, 10, "events are still refused")
+        await wait_for(is_taken, "events are still refused")
         assert ({KEY: 500}, 500, 500, 500) == await memory(server)
 
 
@@ -474,7 +474,7 @@ async def test_a_journal_that_takes_no_write_is_not_taken_for_mended(faults: Fau
         faults.takes_writes = False
         assert 503 == (await server.post(event(0))).status
         opens = faults.opens
-        await wait_for(lambda: faults.opens > opens + 3, 10, "the journal is not tried again")
+        await wait_for(lambda: faults.opens > opens + 3, "the journal is not tried again")
         assert 503 == (await server.request("GET", "/readyz")).status
         faults.takes_writes = True
         await until_writable(server)
@@ -556,7 +556,7 @@ async def test_a_slow_disk_is_not_overwhelmed(gate: Gate, monkeypatch: pytest.Mo
         async def full() -> bool:
             return (await server.request("GET", "/readyz")).status == 503
 
-        await wait_for(full, 10, "the group to be full")
+        await wait_for(full, "the group to be full")
         refused = await server.post(event(11))
         assert (503, "5") == (refused.status, refused.headers["Retry-After"])
         gate.open.set()
@@ -604,7 +604,7 @@ async def test_a_journal_that_fails_now_and_then_is_told_once(faults: Faults, mo
                 await until_writable(server)
             assert [trouble] == told()
             assert 5 == await server.sample("capgo_exporter_journal_commit_failures_total")
-            await wait_for(lambda: told() == [trouble, over], 10, "the trouble to be over")
+            await wait_for(lambda: told() == [trouble, over], "the trouble to be over")
             faults.commits_to_fail = 1
             assert 503 == (await server.post(event(9))).status
             assert [trouble, over, trouble] == told()

@@ -91,7 +91,7 @@ async def until_busy(exporter: ExporterProcess, count: int) -> None:
     async def busy() -> bool:
         return f'{OPEN}{{state="busy"}} {count + 1}.0' in await private_page(exporter)
 
-    await wait_for(busy, 30, "the requests to begin")
+    await wait_for(busy, "the requests to begin")
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /stats HTTP/1.1\r\nHost: x\r\nX-Slow: "], ids=["silent", "half a head"])
@@ -137,7 +137,7 @@ async def test_slow_requests_make_room(tmp_path: Path) -> None:
                 refused += 1
                 raise
 
-        await wait_for(answered, 30, "a slow request to give way")
+        await wait_for(answered, "a slow request to give way")
         assert await ended(slow.clients[0])
         closed = closed_by_reason(await private_page(exporter))
         assert (0, 1) == (closed["idle"], closed["slow"])
@@ -155,7 +155,7 @@ async def test_connections_that_end_are_forgotten(tmp_path: Path) -> None:
         async def alone() -> bool:
             return await connections(exporter) == (1, {"idle": 0, "slow": 0, "refused": 0})
 
-        await wait_for(alone, 30, "the connections to be forgotten")
+        await wait_for(alone, "the connections to be forgotten")
 
 
 async def test_second_listener_has_room_of_its_own(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ async def test_large_bodies_share_a_bound() -> None:
         async def refused() -> bool:
             return await post(url, trickle([half, half], now)) == (503, "no_room")
 
-        await wait_for(refused, 30, "the room to be taken")
+        await wait_for(refused, "the room to be taken")
         assert (200, "60000") == await post(url, b" " * 60_000)  # a small one always fits
         go.set()
         assert [(200, str(size))] * 4 == await asyncio.gather(*slow)

@@ -800,7 +800,7 @@ async def raw_post(exporter: Running, path: str, headers: Mapping[str, str]) -> 
     lines = [f"POST {path} HTTP/1.1", "Host: test", "Content-Length: 0", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     writer.write("\r\n".join([*lines, "", ""]).encode(errors="surrogateescape"))
-    head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    head, _, body = (await asyncio.wait_for(reader.read(), 60)).partition(b"\r\n\r\n")
     writer.close()
     await writer.wait_closed()
     return Reply(int(head.split()[1]), {}, body)
@@ -831,14 +831,14 @@ async def test_a_client_that_goes_away_is_no_error(exporter: Running, caplog: py
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(b'POST /stats HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n[{"app_id":"a"')
     await writer.drain()
-    await wait_for(lambda: exporter.request("GET", "/healthz"), message="the exporter to read what was sent")
+    await wait_for(lambda: exporter.request("GET", "/healthz"), "the exporter to read what was sent")
     writer.close()
     await writer.wait_closed()
 
     async def is_over() -> bool:
         return await exporter.sample("capgo_exporter_http_requests_total", handler="stats", code="400") > 0
 
-    await wait_for(is_over, message="the request to end")
+    await wait_for(is_over, "the request to end")
     assert {} == await exporter.counters(zeros=True)
     assert [] == [record.getMessage() for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}]
 

@@ -590,7 +590,7 @@ async def test_last_attempt_has_a_deadline(
     """A last attempt that is not answered ends at its deadline, one that fails ends at once, and neither loses any."""
     scripted_influx.default = step
     settings: dict[str, Any] = {"data_dir": tmp_path, "influx_timeout": 60, "shutdown_timeout": shutdown_timeout}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with delivering(scripted_influx, **settings) as exporter:
             batch = await accept(exporter, events(3))
             await wait_for(lambda: bool(scripted_influx.requests))

@@ -913,4 +913,4 @@ async def test_a_histogram_goes_or_stays_as_a_whole(
 async def until_staged(server: Running, events: int) -> None:
     """Wait until so many events wait for their transaction."""
     committer = derivation(server)._following._committer  # noqa: SLF001 -- nothing else tells
-    await wait_for(lambda: committer.group.events == events, 10, "staged events")
+    await wait_for(lambda: committer.group.events == events, "staged events")

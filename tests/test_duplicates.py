@@ -72,7 +72,7 @@ class Device:
             counters = await self.exporter.counters()
             return sum(value for key, value in counters.items() if key.version == self.version) == len(batch)
 
-        await wait_for(is_counted, 20, "the events to be counted")
+        await wait_for(is_counted, "the events to be counted")
 
 
 async def after_a_timeout(device: Device) -> None:
@@ -145,7 +145,7 @@ async def test_each_event_is_once(
     async def journal_is_empty() -> bool:
         return await sample(exporter, "capgo_exporter_journal_points") == 0
 
-    await wait_for(journal_is_empty, 60, "the journal to be empty")
+    await wait_for(journal_is_empty, "the journal to be empty")
     events = [event for device in devices for event in device.events]
     assert by_series(events) == await nonzero_counters(exporter)
     assert len(events) == len(points(events)) == await v2_influxdb.server.count("capgo_stats", "count")

@@ -130,7 +130,7 @@ async def test_what_is_being_sent_is_waited_for(tmp_path: Path, scripted_influx:
     scripted_influx.play(Step(Answer(503), delay_seconds=0.3))
     async with delivering(scripted_influx, data_dir=tmp_path) as exporter:
         batch = await accept(exporter, events(20))
-        await wait_for(lambda: bool(scripted_influx.requests), message="the first request")
+        await wait_for(lambda: bool(scripted_influx.requests), "the first request")
         async with open_keeper(tmp_path) as keeper:
             forgotten = await keeper.forget((batch[0]["device_id"],))
         assert devices(batch) == stored_devices(scripted_influx)
@@ -148,7 +148,7 @@ async def test_what_is_refused_meanwhile_is_forgotten_too(tmp_path: Path, script
     scripted_influx.play(Step(Answer(400, refusal), delay_seconds=0.3))
     async with delivering(scripted_influx, data_dir=tmp_path) as exporter:
         batch = await accept(exporter, events(3))
-        await wait_for(lambda: bool(scripted_influx.requests), message="the first request")
+        await wait_for(lambda: bool(scripted_influx.requests), "the first request")
         async with open_keeper(tmp_path) as keeper:
             forgotten = await keeper.forget((batch[1]["device_id"],))
         assert 1 == forgotten.dead_letter_points
@@ -164,7 +164,7 @@ async def test_an_influxdb_that_does_not_answer_is_not_waited_for_for_ever(
     scripted_influx.default = NEVER
     async with delivering(scripted_influx, data_dir=tmp_path, influx_timeout=60.0, shutdown_timeout=0.1) as exporter:
         batch = await accept(exporter, events(3))
-        await wait_for(lambda: bool(scripted_influx.requests), message="the first request")
+        await wait_for(lambda: bool(scripted_influx.requests), "the first request")
         async with open_keeper(tmp_path) as keeper:
             with pytest.raises(RemoteError, match="forget the device again"):
                 await keeper.forget((batch[1]["device_id"],))

@@ -46,7 +46,7 @@ class Time:
     async def swept(self) -> None:
         """Wait until a sweep has begun after now, and is finished."""
         goal = self.sweeps + 2
-        await wait_for(lambda: self.sweeps >= goal, 10, "two more sweeps")
+        await wait_for(lambda: self.sweeps >= goal, "two more sweeps")
 
 
 @pytest.fixture

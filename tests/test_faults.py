@@ -66,7 +66,7 @@ async def post_until_taken(exporter: ExporterProcess, batch: list[dict[str, Any]
     async def is_taken() -> bool:
         return (await exporter.post(batch)).status == 200
 
-    await wait_for(is_taken, 30, "the batch to be taken")
+    await wait_for(is_taken, "the batch to be taken")
 
 
 def set_aside(data_dir: Path) -> list[str]:
@@ -117,7 +117,7 @@ async def test_a_lock_that_stays_is_a_failure_that_passes(monkeypatch: pytest.Mo
         async def is_taken() -> bool:
             return (await server.post(events(0, 4))).status == 200
 
-        await wait_for(is_taken, 10, "the journal to be written again")
+        await wait_for(is_taken, "the journal to be written again")
         assert 4 == sum((await server.counters()).values()) == len(server.lines())
 
 
@@ -178,7 +178,7 @@ async def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
             assert {503} == {(await exporter.post(events(20, 400))).status}
             return await sample(exporter, "capgo_exporter_journal_commit_failures_total") >= 3
 
-        await wait_for(failed_again, 30, "the journal to fail three times")
+        await wait_for(failed_again, "the journal to fail three times")
         assert 20 == await counted(exporter)
         (line,) = exporter.events("journal cannot be written; events are refused with 503 until it can")
         assert "full" in line["error"]
@@ -310,7 +310,7 @@ async def test_a_page_that_is_damaged_while_the_exporter_runs(exporter_process: 
         exporter = await exporter_process({**settings, "EXPORTER_INFLUX_TIMEOUT": "10m"})
         for sender in range(SENDERS):  # each has something to wait for, and so reads nothing of what follows
             assert 200 == (await exporter.post(events(sender, 1))).status
-            await wait_for(lambda: influx.held > sender, 30, "a sender to be held")  # noqa: B023 -- waited for at once
+            await wait_for(lambda: influx.held > sender, "a sender to be held")  # noqa: B023 -- waited for at once
         for number in range(SENDERS, 80):
             assert 200 == (await exporter.post(events(number, 1))).status
         lost = damage_leaf(exporter.data_dir / FILE_NAME, 0.5)
@@ -320,13 +320,13 @@ async def test_a_page_that_is_damaged_while_the_exporter_runs(exporter_process: 
         async def all_delivered() -> bool:
             return len(influx.stored) == 85 - lost
 
-        await wait_for(all_delivered, 30, "the readable points to be delivered")
+        await wait_for(all_delivered, "the readable points to be delivered")
         assert_one_gap(lost, set(range(85)) - influx.numbers())
 
         async def none_waits() -> bool:
             return await sample(exporter, "capgo_exporter_journal_points") == 0
 
-        await wait_for(none_waits, 30, "the journal to be empty")
+        await wait_for(none_waits, "the journal to be empty")
         assert 85 == await counted(exporter)
         assert lost == await sample(exporter, "capgo_exporter_journal_lost_points_total")
         assert 1 == await sample(exporter, "capgo_exporter_journal_repairs_total")
@@ -363,7 +363,7 @@ async def test_a_damaged_page_at_the_next_start(
     async def all_delivered() -> bool:
         return await v2_influxdb.server.count("capgo_stats", "count") == 65 - lost
 
-    await wait_for(all_delivered, 30, "the readable points to be delivered")
+    await wait_for(all_delivered, "the readable points to be delivered")
     assert 65 == await counted(exporter)
     assert lost == await sample(exporter, "capgo_exporter_journal_lost_points_total")
     assert 1 == len(exporter.events(REPAIRED))
@@ -386,7 +386,7 @@ async def test_a_row_with_values_of_wrong_types(tmp_path: Path, scripted_influx:
         async def all_delivered() -> bool:
             return await server.sample("capgo_exporter_delivered_points_total") == 8
 
-        await wait_for(all_delivered, 30, "the other points to be delivered")
+        await wait_for(all_delivered, "the other points to be delivered")
         assert 2 == await server.sample("capgo_exporter_journal_lost_points_total")
         assert 10 == sum((await server.counters()).values())
     assert_one_gap(2, set(range(10)) - {number_of(record.fields) for record in scripted_influx.stored.values()})
@@ -406,7 +406,7 @@ async def test_a_full_journal_with_a_damaged_page(tmp_path: Path) -> None:
                 return (await server.post(events(number, 1))).status == 200
 
             for number in range(60, 400):
-                await wait_for(partial(is_taken, number), 30, "the event to be taken")
+                await wait_for(partial(is_taken, number), "the event to be taken")
             dropped = await server.sample("capgo_exporter_journal_dropped_points_total")
             lost = await server.sample("capgo_exporter_journal_lost_points_total")
             assert min(dropped, lost) > 0
@@ -471,7 +471,7 @@ async def test_out_of_file_descriptors_while_running(exporter_process: StartExpo
         ):
             return reply.status == 200
 
-    await wait_for(is_served, 30, "newcomers to be served")
+    await wait_for(is_served, "newcomers to be served")
     assert len(exporter.logs()) < 50
     await exporter.restart()
     assert 210 == await counted(exporter)

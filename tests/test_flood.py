@@ -516,7 +516,7 @@ async def test_births_of_many_series_are_stored_in_parts(clock: ManualClock, mon
         for _ in range(2):
             await server.metrics(scraper=True)
             shown.append({})
-            await wait_for(lambda: sum(sizes) == len(shown) * series, 10, "all births to be stored")
+            await wait_for(lambda: sum(sizes) == len(shown) * series, "all births to be stored")
             shown[-1] = await server.counters(scraper=True, zeros=True)
             clock.advance(15)
         assert [{0}, {1}] == [set(each.values()) for each in shown]
@@ -618,7 +618,7 @@ async def test_every_event_of_a_flood_is_counted_once(tmp_path: Path, scripted_i
             samples: dict[str, float] = {each.name: each.value for each in parse_samples(await process.metrics())}
             return 0 == samples["capgo_exporter_journal_points"]
 
-        await wait_for(delivered, 30, "the points to be delivered")
+        await wait_for(delivered, "the points to be delivered")
         expected = len({json.dumps(each, sort_keys=True) for batch in batches for each in batch})
         samples = parse_samples(await process.metrics())
         expired = sum(each.value for each in samples if each.name == "capgo_exporter_expired_events_total")

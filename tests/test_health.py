@@ -58,7 +58,7 @@ async def test_the_command_tells_health_from_readiness(exporter_process: StartEx
     env = {**exporter.env, "EXPORTER_LISTEN": "127.0.0.1:1"}
     os.kill(exporter.pid, signal.SIGTERM)
     said = "stopping; a second signal ends the process at once"
-    await wait_for(lambda: exporter.events(said), 10, "the signal to be noticed")
+    await wait_for(lambda: exporter.events(said), "the signal to be noticed")
     assert 0 == run(env, *COMMAND, "--listen", listen).returncode
     unready = run(env, *COMMAND, "--ready", "--listen", listen)
     assert (1, "") == (unready.returncode, unready.stdout)

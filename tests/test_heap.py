@@ -46,7 +46,7 @@ async def test_an_exporter_that_serves_has_frozen_what_it_started_with(tmp_path:
     async with exporter:
         os.kill(exporter.pid, signal.SIGUSR1)
         told = exporter.process.stdout_path
-        await wait_for(lambda: told.read_text().endswith("\n"), 10, "the number of objects")
+        await wait_for(lambda: told.read_text().endswith("\n"), "the number of objects")
         assert int(told.read_text()) > 50_000
         assert 200 == (await exporter.post(events(1))).status
         assert 0 == await exporter.terminate()

@@ -327,7 +327,7 @@ async def test_half_closed_and_broken_connections(tmp_path: Path) -> None:
         async def counted() -> bool:
             return await fire.hostile_counters() == {KEY: 1}
 
-        await wait_for(counted, 30, "the event")
+        await wait_for(counted, "the event")
         for half in (post()[:-5], post()[:40], chunked(CHUNKS)[:-5], chunked(CHUNKS)[:-20], b"P"):
             assert statuses(await fire.send(half, half_close=True)) in ([400], [])
         for broken in (post()[:-5], chunked(CHUNKS)[:-5], post()[:10]):
@@ -360,7 +360,7 @@ async def test_a_body_that_breaks_off_into_nonsense(tmp_path: Path) -> None:
                     if each.name == "capgo_exporter_connections" and each.labels["state"] == "busy"
                 )
 
-            await wait_for(all_busy, 30, "the heads to arrive")
+            await wait_for(all_busy, "the heads to arrive")
             for writer in writers:
                 writer.write(b"zz\r\n" * 1000)
                 await writer.drain()

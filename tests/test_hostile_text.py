@@ -157,7 +157,7 @@ async def test_influxdb_stores_one_point_an_event(tmp_path: Path, v2_influxdb: V
         async def delivered() -> bool:
             return await v2_influxdb.server.count("capgo_stats", "count", where) >= len(TEXTS)
 
-        await wait_for(delivered, 30, "the points")
+        await wait_for(delivered, "the points")
         assert expected() == seen(await v2_influxdb.server.points("capgo_stats", where))
         assert [{"name": "capgo_stats"}] == await v2_influxdb.server.query("SHOW MEASUREMENTS")
 
@@ -186,7 +186,7 @@ async def test_dead_letters_are_whole_lines(tmp_path: Path, scripted_influx: Scr
     settings = influx_settings(scripted_influx.url, token="a-token", org="o", bucket="b")  # noqa: S106 -- the test's own
     async with under_fire(tmp_path, {**SETTINGS, **settings}, told=REFUSED) as fire:
         await post_texts(fire)
-        await wait_for(lambda: len(dead_letters(fire.exporter)) >= len(TEXTS), 60, "the dead letters")
+        await wait_for(lambda: len(dead_letters(fire.exporter)) >= len(TEXTS), "the dead letters")
         assert expected() == seen(read_point(line) for line in dead_letters(fire.exporter))
 
 
@@ -203,7 +203,7 @@ async def test_log_lines_are_the_exporters_own(tmp_path: Path, log_format: str) 
     exporter = ExporterProcess(tmp_path, settings, listen=address)
     exporter.spawn()
     try:
-        await wait_for(http_ok(f"http://{address}/healthz"), 30, "the exporter")
+        await wait_for(http_ok(f"http://{address}/healthz"), "the exporter")
         body = dict(zip(("app_id", "action", "version_name", "channel"), long_texts(), strict=True))
         async with aiohttp.ClientSession() as session, session.post(f"http://{address}/stats", json=body) as reply:
             assert 200 == reply.status

@@ -364,13 +364,13 @@ async def test_a_full_journal_refuses_events_if_told_so(tmp_path: Path, scripted
         async def takes_events() -> bool:
             return (await server.post([event(number) for number in range(sent, sent + 100)])).status == 200
 
-        await wait_for(takes_events, 30, "events are still refused")
+        await wait_for(takes_events, "events are still refused")
         assert [sent + 100] == list((await server.counters()).values())
 
         async def all_delivered() -> bool:
             return scripted_influx.store_count == sent + 100
 
-        await wait_for(all_delivered, 30, "not all points were delivered")
+        await wait_for(all_delivered, "not all points were delivered")
 
 
 def test_dead_letters_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def open_files(exporter: ExporterProcess) -> set[str]:
 async def stopping(exporter: ExporterProcess) -> None:
     """Wait until a signal is noticed."""
     said = "stopping; a second signal ends the process at once"
-    await wait_for(lambda: exporter.events(said), 10, "the signal to be noticed")
+    await wait_for(lambda: exporter.events(said), "the signal to be noticed")
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ async def test_a_signal_drains(
             # The head has arrived once a later request on another connection is answered.
             return (await exporter.request("GET", "/healthz")).status == 200
 
-        await wait_for(is_under_way, 10, "the exporter to answer")
+        await wait_for(is_under_way, "the exporter to answer")
         os.kill(exporter.pid, number)
 
         await stopping(exporter)
@@ -100,7 +100,7 @@ async def test_a_slow_influxdb_is_waited_for(exporter_process: StartExporter, sc
     scripted_influx.default = replace(ACCEPT, delay_seconds=0.5)
     exporter = await exporter_process(to(scripted_influx, EXPORTER_SHUTDOWN_TIMEOUT="60s"))
     assert 200 == (await exporter.post(event(1))).status
-    await wait_for(lambda: scripted_influx.requests, 10, "a write to begin")
+    await wait_for(lambda: scripted_influx.requests, "a write to begin")
     assert 200 == (await exporter.post(event(2))).status
     assert 0 == await exporter.terminate()
     assert (2, 0) == (scripted_influx.store_count, waiting_points(exporter))
@@ -114,7 +114,7 @@ async def test_a_failing_influxdb_is_tried_once_more(
     exporter = await exporter_process(to(scripted_influx, EXPORTER_SHUTDOWN_TIMEOUT="60s"))
     assert 200 == (await exporter.post(event(1))).status
     failing = "InfluxDB takes no points; they wait in the journal"
-    await wait_for(lambda: exporter.events(failing), 10, "the failure to be noticed")
+    await wait_for(lambda: exporter.events(failing), "the failure to be noticed")
     assert 0 == await exporter.terminate()
     assert (1, 0) == (scripted_influx.store_count, waiting_points(exporter))
 
@@ -143,7 +143,7 @@ async def test_a_second_signal_ends_the_process_at_once(
     )
     assert 200 == (await exporter.post(event(1))).status
 
-    await wait_for(lambda: scripted_influx.requests, 10, "a write to begin")
+    await wait_for(lambda: scripted_influx.requests, "a write to begin")
     os.kill(exporter.pid, signal.SIGTERM)
     await stopping(exporter)
     assert exporter.running
@@ -176,7 +176,7 @@ async def test_points_are_delivered_once_influxdb_is_configured(
     exporter.env.update(to(scripted_influx))
     await exporter.restart()
 
-    await wait_for(lambda: scripted_influx.store_count == 50, 20, "all points to be delivered")
+    await wait_for(lambda: scripted_influx.store_count == 50, "all points to be delivered")
 
 
 async def test_points_refused_while_stopping_stay(
@@ -191,7 +191,7 @@ async def test_points_refused_while_stopping_stay(
     scripted_influx.default = answer(204)
     await exporter.restart()
 
-    await wait_for(lambda: scripted_influx.store_count == 1, 20, "the point to be delivered")
+    await wait_for(lambda: scripted_influx.store_count == 1, "the point to be delivered")
 
 
 async def refused_start(exporter: ExporterProcess) -> tuple[int, list[str]]:
@@ -260,7 +260,7 @@ async def test_a_background_task_that_ends_is_told_of(monkeypatch: pytest.Monkey
         async def is_unhealthy() -> bool:
             return (await server.request("GET", "/healthz")).status == 503
 
-        await wait_for(is_unhealthy, 10, "the end of the task to be told of")
+        await wait_for(is_unhealthy, "the end of the task to be told of")
         health = await server.request("GET", "/healthz")
         assert {"status": "failed", "ended_tasks": ["expiry"]} == health.json()
         assert 200 == (await server.post(event(1))).status

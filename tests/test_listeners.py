@@ -87,7 +87,7 @@ async def test_a_renewed_certificate_is_taken(exporter_process: StartExporter, t
     )
     assert old == await asyncio.to_thread(certificate_of, exporter.url)
     certificate.key_path.write_bytes(renewed.key_path.read_bytes())
-    await wait_for(lambda: exporter.events("the settings were read anew"), message="the new files to be read")
+    await wait_for(lambda: exporter.events("the settings were read anew"), "the new files to be read")
     assert new == await asyncio.to_thread(certificate_of, exporter.url)
 
 

@@ -448,7 +448,7 @@ async def test_the_answer_comes_when_it_is_on_disk() -> None:
     async with serving() as hook:
         hook.gate.clear()
         reply = asyncio.create_task(hook.post(body()))
-        await wait_for(lambda: bool(hook.asked), 20.0, "the mark to be on its way")
+        await wait_for(lambda: bool(hook.asked), "the mark to be on its way")
         await hook.post(b"no mark")  # The server had time for a whole request.
         assert (False, []) == (reply.done(), hook.stored)
         hook.gate.set()

@@ -37,7 +37,7 @@ async def test_only_influxdb_is_connected_to(tmp_path: Path) -> None:
         strace = Strace(exporter, tmp_path, "--trace=network")
         async with exporter:
             await use_everything(exporter)
-            await wait_for(lambda: influx.requests, 10, "the delivery")
+            await wait_for(lambda: influx.requests, "the delivery")
             assert await strace.terminate() == 0
         port = influx.url.rpartition(":")[2]
     assert {f'AF_INET sin_port=htons({port}), sin_addr=inet_addr("127.0.0.1")'} == peers(strace.calls())

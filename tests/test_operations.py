@@ -89,7 +89,7 @@ async def test_not_ready_while_the_journal_cannot_be_written(monkeypatch: pytest
         async def ready() -> bool:
             return (200, READY) == await get(exporter, "/readyz")
 
-        await wait_for(ready, message="the exporter to be ready again")
+        await wait_for(ready, "the exporter to be ready again")
         assert await exporter.sample("capgo_exporter_journal_writable") == 1
         assert (await exporter.post(EVENT)).status == 200
 
@@ -108,7 +108,7 @@ async def test_ready_but_degraded_while_influxdb_fails(scripted_influx: Scripted
             assert isinstance(body, dict)
             return body
 
-        body = await wait_for(degraded, message="the failure to show")
+        body = await wait_for(degraded, "the failure to show")
         assert body["status"] == "ready"
         assert re.match(r"rejected_credentials: 401: ", body["influxdb"])
         assert TOKEN not in str(body)

@@ -63,7 +63,7 @@ async def emptied(exporter: ExporterProcess) -> None:
     async def is_empty() -> bool:
         return await sample(exporter, "capgo_exporter_journal_points") == 0
 
-    await wait_for(is_empty, 30, "the journal to be empty")
+    await wait_for(is_empty, "the journal to be empty")
 
 
 def waiting(data_dir: Path, table: str = "points") -> list[str]:

@@ -261,7 +261,7 @@ async def test_a_real_influxdb_reads_back_every_field(v2_influxdb: V2InfluxDB, t
     }
     async with running({**ROOMY, **influx, "data_dir": tmp_path}) as exporter:
         delivered = exporter
-        await wait_for(lambda: not delivered.lines(), message="the points to be delivered")
+        await wait_for(lambda: not delivered.lines(), "the points to be delivered")
         assert len(lines) == await exporter.sample("capgo_exporter_delivered_points_total")
         assert 0 == await exporter.sample("capgo_exporter_dead_letter_points")
     found = await v2_influxdb.server.points("capgo_stats")

@@ -70,7 +70,7 @@ class Devices:
                 await response.read()
                 return response.status == 200
 
-        await wait_for(acknowledged, message="a batch to be acknowledged")
+        await wait_for(acknowledged, "a batch to be acknowledged")
         for key in keys:
             self.sent[key] += 1
             for action in KEY_ACTIONS:
@@ -146,7 +146,7 @@ async def test_every_event_is_seen_exactly(exporter_process: StartExporter, prom
         await seen_by_all(servers, devices)
         await exporter.kill9()
         await exporter.restart(same_port=True)
-        await asyncio.gather(*(wait_for(scraped_since(server, time.time()), 20) for server in servers))
+        await asyncio.gather(*(wait_for(scraped_since(server, time.time())) for server in servers))
         devices.give_birth = True
 
         await births(devices, 35)
@@ -172,7 +172,7 @@ async def births(devices: Devices, versions: int) -> None:
     def enough() -> bool:
         return len({key.version for key in devices.sent}) >= versions
 
-    await wait_for(enough, 40, f"{versions} versions")
+    await wait_for(enough, f"{versions} versions")
 
 
 async def seen_by_all(servers: Sequence[Prometheus], devices: Devices) -> None:
@@ -181,7 +181,7 @@ async def seen_by_all(servers: Sequence[Prometheus], devices: Devices) -> None:
     def without_steady() -> dict[CounterKey, int]:
         return {key: count for key, count in devices.sent.items() if key != STEADY}
 
-    await asyncio.gather(*(wait_for(caught_up(server, without_steady), 15) for server in servers))
+    await asyncio.gather(*(wait_for(caught_up(server, without_steady)) for server in servers))
 
 
 def scraped_since(server: Prometheus, moment: float) -> Callable[[], Awaitable[bool]]:

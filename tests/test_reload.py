@@ -35,7 +35,7 @@ async def hangup(exporter: ExporterProcess, said: str = READ) -> dict[str, Any]:
     """Send SIGHUP, and give what the exporter says of it."""
     before = len(exporter.events(said))
     exporter.process.send_signal(signal.SIGHUP)
-    await wait_for(lambda: len(exporter.events(said)) > before, message=f"{said!r} in the log")
+    await wait_for(lambda: len(exporter.events(said)) > before, f"{said!r} in the log")
     return exporter.events(said)[-1]
 
 
@@ -64,7 +64,7 @@ async def test_tokens_are_rotated(exporter_process: StartExporter, token_file: P
     async def is_over() -> bool:
         return await status(exporter, "old") == 401
 
-    await wait_for(is_over, message="the change of the file to be noticed")
+    await wait_for(is_over, "the change of the file to be noticed")
     assert 200 == await status(exporter, "new")
     assert [] == [line for line in exporter.logs() if "old\\n" in str(line) or "new\\n" in str(line)]
 
@@ -79,7 +79,7 @@ async def test_a_file_that_is_replaced_is_noticed(exporter_process: StartExporte
     async def is_new() -> bool:
         return await status(exporter, "new") == 200
 
-    await wait_for(is_new, message="the change of the file to be noticed")
+    await wait_for(is_new, "the change of the file to be noticed")
 
 
 async def test_no_request_is_lost(exporter_process: StartExporter, token_file: Path) -> None:
@@ -123,7 +123,7 @@ async def test_what_is_no_path_does_not_end_the_watch(exporter_process: StartExp
     said = await hangup(exporter, WRONG)
     assert ["EXPORTER_INGEST_TOKEN_FILE: a\0b: embedded null byte"] == said["problems"]
     write(dotenv, "EXPORTER_ALLOWED_APPS=com.example.other\n")
-    await wait_for(lambda: exporter.events(READ), message="the change to be noticed")
+    await wait_for(lambda: exporter.events(READ), "the change to be noticed")
     assert await is_right(exporter)
 
 

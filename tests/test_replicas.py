@@ -44,7 +44,7 @@ async def test_a_rolling_restart_loses_nothing_and_doubles_nothing(
             await prometheus.wait_up()
             for exporter in replicas.exporters:
                 # nginx leaves one that was away alone for a while.
-                await wait_for(partial(nonzero_counters, exporter), 30, "each exporter to have its share")
+                await wait_for(partial(nonzero_counters, exporter), "each exporter to have its share")
         events = [event for device in devices for event in device.device.acknowledged]
         expected = by_series(events)
         assert expected == await replicas.counted()
@@ -53,13 +53,13 @@ async def test_a_rolling_restart_loses_nothing_and_doubles_nothing(
         async def prometheus_has_all() -> bool:
             return expected == _rises(await prometheus.raw_samples(EVENTS_TOTAL))
 
-        await wait_for(prometheus_has_all, 20, "Prometheus to have seen every series rise by its events")
+        await wait_for(prometheus_has_all, "Prometheus to have seen every series rise by its events")
 
         async def journals_are_empty() -> bool:
             waiting = [await sample(exporter, "capgo_exporter_journal_points") for exporter in replicas.exporters]
             return [0.0] * REPLICAS == waiting
 
-        await wait_for(journals_are_empty, 30, "the journals to be empty")
+        await wait_for(journals_are_empty, "the journals to be empty")
         assert len(points(events)) == await v2_influxdb.server.count("capgo_stats", "count")
 
 

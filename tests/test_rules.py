@@ -329,9 +329,9 @@ async def test_alerts_are_muted_by_worse_ones(tmp_path: Path) -> None:
         config = connected(read(ALERTMANAGER), receivers.url, wait="1s")
         async with Alertmanager(tmp_path, config) as alertmanager:
             await alertmanager.fire(SOURCES)
-            await wait_for(lambda: receivers.told("page") == _names(SOURCES), 30, "the pages")
+            await wait_for(lambda: receivers.told("page") == _names(SOURCES), "the pages")
             await alertmanager.fire([*MUTED, *TOLD])
-            await wait_for(lambda: receivers.told("team") == _names(TOLD), 30, "the warnings")
+            await wait_for(lambda: receivers.told("team") == _names(TOLD), "the warnings")
             states = await alertmanager.states()
     expected = dict.fromkeys(_names(MUTED), "suppressed") | dict.fromkeys(_names([*TOLD, *SOURCES]), "active")
     assert expected == states
@@ -372,7 +372,7 @@ async def test_one_message_is_about_an_apps_versions(tmp_path: Path) -> None:
         config = connected(read(ALERTMANAGER), receivers.url, wait="1s")
         async with Alertmanager(tmp_path, config) as alertmanager:
             await alertmanager.fire(spikes)
-            await wait_for(lambda: len(receivers.told("page")) == len(spikes), 30, "the pages")
+            await wait_for(lambda: len(receivers.told("page")) == len(spikes), "the pages")
     assert {"shop": 2, "other": 1} == {
         message["groupLabels"]["app_id"]: len(message["alerts"]) for _, message in receivers.messages
     }

@@ -85,12 +85,12 @@ async def test_nothing_is_lost_when_the_exporter_is_killed(exporter_process: Sta
     truth = fleet.truth
     live = Live(fleet, Target(f"{exporter.url}/stats"), clock)
     async with posting(live):
-        await wait_for(lambda: truth.delivered >= 400, 60, "events to be delivered")
+        await wait_for(lambda: truth.delivered >= 400, "events to be delivered")
         await exporter.kill9()
-        await wait_for(lambda: live.sent.answers["refused"] >= 20, 60, "posts to be refused")
+        await wait_for(lambda: live.sent.answers["refused"] >= 20, "posts to be refused")
         await exporter.restart(same_port=True)
         before = truth.delivered
-        await wait_for(lambda: truth.delivered >= before + 400, 60, "events to be delivered again")
+        await wait_for(lambda: truth.delivered >= before + 400, "events to be delivered again")
 
     assert truth.said == truth.delivered + truth.lost + fleet.waiting
     safe = [device for device in fleet.devices if device.profile.generation.persists]
@@ -112,7 +112,7 @@ async def test_the_page_is_the_truth(exporter_process: StartExporter) -> None:
     fleet, clock = hasty_fleet()
     live = Live(fleet, Target(f"{exporter.url}/stats", connections=4), clock)
     async with posting(live):
-        await wait_for(lambda: fleet.truth.delivered >= 600, 60, "events to be delivered")
+        await wait_for(lambda: fleet.truth.delivered >= 600, "events to be delivered")
     assert (0, []) == (fleet.truth.lost, fleet.truth.doubtful)
     assert {"200"} == set(live.sent.answers)
     assert live.sent.events == fleet.truth.delivered + fleet.truth.repeats
@@ -178,7 +178,7 @@ async def test_a_server_with_moods() -> None:
         live = Live(fleet, Target(f"{server.url}/stats", timeout_seconds=0.5), clock)
         async with posting(live):
             # What is taken twice depends on which device meets which mood.
-            await wait_for(lambda: sum(live.sent.answers.values()) >= 300 and truth.repeats, 60, "answers and repeats")
+            await wait_for(lambda: sum(live.sent.answers.values()) >= 300 and truth.repeats, "answers and repeats")
         assert {"200", "503", "400", "429", "timeout", "network"} == set(live.sent.answers)
     assert truth.said == truth.delivered + truth.lost + fleet.waiting
     assert truth.delivered <= server.stored.total() <= truth.delivered + len(truth.doubtful)
@@ -193,7 +193,7 @@ async def test_the_end_does_not_wait_for_a_server_that_hangs() -> None:
     async with Moody(hangs=True) as server:
         live = Live(fleet, Target(f"{server.url}/stats", timeout_seconds=3600.0, connections=5), clock)
         async with posting(live):
-            await wait_for(lambda: server.posts == 5, 60, "posts")
+            await wait_for(lambda: server.posts == 5, "posts")
     assert (0, 5, {}) == (fleet.truth.delivered, live.sent.posts, dict(live.sent.answers))
     assert live.sent.events == sum(doubtful(fleet).values())
     assert fleet.truth.said == fleet.truth.lost + fleet.waiting
@@ -266,7 +266,7 @@ async def test_live_stops_at_a_signal(number: signal.Signals, tmp_path: Path) ->
     """One signal ends it with the summary, as asked."""
     async with Moody() as server:
         process = await start(tmp_path, "live", server.url, "--speed", "20000")
-        await wait_for(lambda: server.posts > 0, 60, "a post")
+        await wait_for(lambda: server.posts > 0, "a post")
         process.send_signal(number)
         code, stdout, stderr = await ended(process)
     assert (0, "") == (code, stderr)
@@ -278,7 +278,7 @@ async def test_live_ends_at_once_at_a_second_signal(tmp_path: Path) -> None:
     """A server that never answers does not hold up who presses Ctrl-C twice."""
     async with Moody(hangs=True) as server:
         process = await start(tmp_path, "live", server.url, "--speed", "20000", "--timeout", "1h")
-        await wait_for(lambda: server.posts > 0, 60, "a post")
+        await wait_for(lambda: server.posts > 0, "a post")
 
         def gone() -> bool:
             # Not `send_signal`: before Python 3.13 that may take the exit code, which asyncio then does not know.
@@ -286,7 +286,7 @@ async def test_live_ends_at_once_at_a_second_signal(tmp_path: Path) -> None:
                 os.kill(process.pid, signal.SIGINT)
             return process.returncode is not None
 
-        await wait_for(gone, 60, "the end")
+        await wait_for(gone, "the end")
         assert (130, "", "") == await ended(process)
 
 
@@ -304,7 +304,7 @@ async def test_demo_starts_an_exporter_and_leaves_nothing(tmp_path: Path) -> Non
         ):
             return bool(parse_counters(await response.text()))
 
-    await wait_for(counts, 30, "the demo's counters")
+    await wait_for(counts, "the demo's counters")
     code, said, progress = await ended(process)
     assert 0 == code, progress
     assert f"http://127.0.0.1:{port}/metrics" in progress
@@ -423,7 +423,7 @@ async def test_backfill_says_how_to_load_its_files(influxdb: InfluxDB16, tmp_pat
 async def test_backfill_can_be_interrupted(tmp_path: Path) -> None:
     """Ctrl-C ends it with its exit code, and without a traceback."""
     process = await start(tmp_path, "backfill", "files")
-    await wait_for((tmp_path / "files" / "points.lp").exists, 60, "the simulation to begin")
+    await wait_for((tmp_path / "files" / "points.lp").exists, "the simulation to begin")
     process.send_signal(signal.SIGINT)
     code, stdout, stderr = await ended(process)
     assert (130, "") == (code, stdout), stderr

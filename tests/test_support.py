@@ -87,19 +87,19 @@ class TestWaiting:
     async def test_says_what_it_waited_for_and_what_it_saw(self) -> None:
         """The failure holds the message and the last state."""
         with pytest.raises(AssertionError, match=r"waited 0.02 s for 3 points; last state: \[\]"):
-            await wait_for(list, 0.02, "3 points")
+            await wait_for(list, "3 points", 0.02)
 
         def refuse() -> bool:
             message = "not yet"
             raise ConnectionRefusedError(message)
 
         with pytest.raises(AssertionError, match=r"a port; last state: ConnectionRefusedError\('not yet'\)"):
-            wait_for_sync(refuse, 0.02, "a port")
+            wait_for_sync(refuse, "a port", 0.02)
 
     async def test_a_condition_that_hangs_does_not_hang_the_test(self) -> None:
         """The deadline holds while a condition is awaited too."""
         with pytest.raises(AssertionError, match="an answer"):
-            await wait_for(asyncio.Event().wait, 0.02, "an answer")
+            await wait_for(asyncio.Event().wait, "an answer", 0.02)
 
     def test_no_port_twice(self) -> None:
         """Ports are handed out once."""
@@ -137,7 +137,7 @@ class TestServerProcess:
             await server.terminate(timeout_seconds=0.1)
         server.close()
         assert not server.running
-        await wait_for(lambda: not _is_alive(child), 5, "the child to be gone")
+        await wait_for(lambda: not _is_alive(child), "the child to be gone", 30)
 
     def test_a_server_dies_with_the_test_run(self, tmp_path: Path) -> None:
         """A test process that is killed leaves nothing behind."""
@@ -153,7 +153,7 @@ class TestServerProcess:
         root = Path(__file__).parents[1]
         run = subprocess.run([sys.executable, "-c", program, tmp_path], cwd=root, capture_output=True, check=False)
         assert run.returncode == -9
-        wait_for_sync(lambda: not _is_alive(int(run.stdout)), 5, "the server to be gone")
+        wait_for_sync(lambda: not _is_alive(int(run.stdout)), "the server to be gone", 30)
 
 
 class TestLineProtocol:
@@ -305,7 +305,7 @@ class TestPrometheus:
                 assert all(len(each.samples) >= 2 for each in series), series
                 return len(series) == 2
 
-            await wait_for(samples, 10, "two scrapes by both")
+            await wait_for(samples, "two scrapes by both")
             (first,), (second,) = await one.raw_samples("scrapes_total"), await two.raw_samples("scrapes_total")
             assert first.rise >= 1
             assert not {value for _, value in first.samples} & {value for _, value in second.samples}
@@ -385,7 +385,7 @@ class TestScriptedInflux:
         """A stopped server refuses connections, a started one answers on the same port."""
         scripted_influx.play(NEVER)
         pending = asyncio.ensure_future(write(scripted_influx.url, "m n=1i 1"))
-        await wait_for(lambda: scripted_influx.requests, 5, "the request")
+        await wait_for(lambda: scripted_influx.requests, "the request")
         await scripted_influx.stop()
         with pytest.raises(aiohttp.ClientError):
             await pending

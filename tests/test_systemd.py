@@ -197,7 +197,7 @@ async def test_long_repair_is_alive_while_it_gets_on(listener: Manager, monkeypa
         async with open_keeper(exporter.settings.data_dir) as keeper, asyncio.TaskGroup() as tasks:
             tasks.create_task(keeper.vacuum())
             try:
-                await wait_for(began.is_set, 10, "the journal's thread to be busy")
+                await wait_for(began.is_set, "the journal's thread to be busy")
                 listener.forget()
                 for _ in range(3):
                     await listener.until("WATCHDOG=1")
@@ -311,7 +311,7 @@ async def test_exporter_needs_no_call_that_the_unit_forbids(tmp_path: Path) -> N
         async with exporter:
             assert (await exporter.post([{"app_id": "com.example.calls", "action": "get"}])).status == 200
             await exporter.metrics()
-            await wait_for(lambda: influx.requests, 10, "the delivery")
+            await wait_for(lambda: influx.requests, "the delivery")
             assert await strace.terminate() == 0
     made = {match[1] for call in strace.calls() if (match := re.match(r"\d+ +(\w+)\(", call))}
     writable = re.compile(r"PROT_WRITE\|PROT_EXEC|mprotect\(.*PROT_EXEC")

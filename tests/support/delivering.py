@@ -20,7 +20,6 @@ from tests.support.ports import wait_for
 
 BAD = "bad"
 
-_EMPTY_TIMEOUT_SECONDS = 30.0
 _DEVICE = re.compile(r'device_id="([^"]+)"')
 _numbers = itertools.count(1)
 
@@ -90,7 +89,7 @@ async def emptied(exporter: Running, points: int = 0) -> None:
     async def is_empty() -> bool:
         return await exporter.sample("capgo_exporter_journal_points") == points
 
-    await wait_for(is_empty, _EMPTY_TIMEOUT_SECONDS, f"the journal to hold {points} points")
+    await wait_for(is_empty, f"the journal to hold {points} points")
 
 
 def devices_in(texts: Iterable[str]) -> list[str]:

@@ -15,6 +15,9 @@ T = TypeVar("T")
 
 POLL_INTERVAL_SECONDS = 0.01
 
+PATIENCE_SECONDS = 60.0
+"""How long what has to come may take: far longer than it does, also on a busy machine whose disk stalls."""
+
 # Below the range from which Linux takes the source ports of outgoing connections (32768 and up): a server that is
 # stopped and started again on its port never finds that a connection of a load test has taken it.
 _FIRST_PORT, _LAST_PORT = 15_000, 32_000
@@ -41,11 +44,11 @@ def free_port() -> int:
 
 
 @overload
-async def wait_for(condition: Callable[[], Awaitable[T]], timeout_seconds: float = ..., message: str = ...) -> T: ...
+async def wait_for(condition: Callable[[], Awaitable[T]], message: str = ..., timeout_seconds: float = ...) -> T: ...
 @overload
-async def wait_for(condition: Callable[[], T], timeout_seconds: float = ..., message: str = ...) -> T: ...
+async def wait_for(condition: Callable[[], T], message: str = ..., timeout_seconds: float = ...) -> T: ...
 async def wait_for(
-    condition: Callable[[], T | Awaitable[T]], timeout_seconds: float = 10.0, message: str = "the condition"
+    condition: Callable[[], T | Awaitable[T]], message: str = "the condition", timeout_seconds: float = PATIENCE_SECONDS
 ) -> T:
     """Poll a condition until it returns something true, and return that.
 
@@ -54,8 +57,8 @@ async def wait_for(
 
     Args:
         condition: What to poll; what it returned or raised last stands in the failure.
+        message: What is awaited, as it reads after "waited 60 s for".
         timeout_seconds: The deadline.
-        message: What is awaited, as it reads after "waited 10 s for".
 
     Raises:
         AssertionError: The deadline passed.
@@ -78,7 +81,9 @@ async def wait_for(
         await asyncio.sleep(POLL_INTERVAL_SECONDS)
 
 
-def wait_for_sync(condition: Callable[[], T], timeout_seconds: float = 10.0, message: str = "the condition") -> T:
+def wait_for_sync(
+    condition: Callable[[], T], message: str = "the condition", timeout_seconds: float = PATIENCE_SECONDS
+) -> T:
     """Poll a plain condition as `wait_for` does, from code that has no event loop.
 
     Raises:

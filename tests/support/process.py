@@ -19,8 +19,8 @@ from tests.support.ports import wait_for, wait_for_sync
 LOG_TAIL_LINES = 30
 
 # How long a server has for its own shutdown before it is killed.
-TERMINATE_TIMEOUT_SECONDS = 10.0
-READY_TIMEOUT_SECONDS = 30.0
+TERMINATE_TIMEOUT_SECONDS = 30.0
+READY_TIMEOUT_SECONDS = 60.0
 
 
 class ServerExitedError(Exception):
@@ -166,7 +166,7 @@ class ServerProcess(Entered):
             return outcome if isinstance(outcome, bool) else await outcome
 
         try:
-            await wait_for(ready_or_gone, timeout_seconds, f"{self.name} to be ready")
+            await wait_for(ready_or_gone, f"{self.name} to be ready", timeout_seconds)
         except AssertionError as error:
             error.add_note(self.log_tail())
             raise
@@ -182,7 +182,7 @@ class ServerProcess(Entered):
             AssertionError: It still runs at the deadline; the process is left alone.
         """
         try:
-            await wait_for(lambda: not self.running, timeout_seconds, f"{self.name} to end")
+            await wait_for(lambda: not self.running, f"{self.name} to end", timeout_seconds)
         except AssertionError as error:
             error.add_note(self.log_tail())
             raise
@@ -211,7 +211,7 @@ class ServerProcess(Entered):
         atexit.unregister(self.close)
         if self.running:
             self._signal_group(signal.SIGKILL)
-            wait_for_sync(lambda: not self.running, TERMINATE_TIMEOUT_SECONDS, f"{self.name} to be killed")
+            wait_for_sync(lambda: not self.running, f"{self.name} to be killed", TERMINATE_TIMEOUT_SECONDS)
 
     def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
         """Return the last lines of what the server wrote to stdout and stderr."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.support.ports import free_port, wait_for
+from tests.support.ports import PATIENCE_SECONDS, free_port, wait_for
 from tests.support.process import Server, ServerProcess, http_ok, minimal_environment
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
@@ -95,7 +95,7 @@ class Prometheus(Server):
         env = minimal_environment(GOMAXPROCS="1")
         self.process = ServerProcess(argv, directory, ready=http_ok(f"{self.url}/-/ready"), env=env)
 
-    async def wait_up(self, timeout_seconds: float = 15.0) -> None:
+    async def wait_up(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until every target was scraped once with success."""
 
         async def all_up() -> bool:
@@ -103,7 +103,7 @@ class Prometheus(Server):
             assert all(target.health == "up" for target in targets), targets
             return bool(targets)
 
-        await wait_for(all_up, timeout_seconds, "every target to be up")
+        await wait_for(all_up, "every target to be up", timeout_seconds)
 
     async def query(self, expression: str, at: float | None = None) -> list[Series]:
         """Run an instant query, now or at a Unix time; a range vector gives raw samples, else each series has one."""
