@@ -7,6 +7,7 @@ from typing import Final
 
 from exporter.events import Event, Rejection
 from exporter.group import Group, NotStoredError
+from exporter.rules import Filtered
 
 EVENTS_AT_ONCE: Final = 1000
 ENOUGH_EVENTS: Final = 200
@@ -25,6 +26,7 @@ class Arrival:
         taken: how many of the events are staged, or about to be.
         waiters: for each group that the batch waits for besides, its outcome.
         rejections: the rejected events, by their index.
+        filtered: why events are left out, by their index.
         duplicates: how many are counted already, or will be.
     """
 
@@ -34,6 +36,7 @@ class Arrival:
     taken: int = 0
     waiters: dict[Group, asyncio.Future[NotStoredError | None]] = field(default_factory=dict)
     rejections: dict[int, Rejection] = field(default_factory=dict)
+    filtered: dict[int, Filtered] = field(default_factory=dict)
     duplicates: int = 0
 
     @property

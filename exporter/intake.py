@@ -9,10 +9,8 @@ its cache no more when it needs it, which took a sixth of the CPU time in all.
 import asyncio
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final, Literal
+from typing import Final
 
-from exporter.access import AllowList
-from exporter.actions import BY_NAME
 from exporter.arrivals import Arrival, Arrivals, Slice
 from exporter.clock import Clock
 from exporter.commit import Committer
@@ -23,8 +21,8 @@ from exporter.events import Batch, Event, Rejection
 from exporter.group import Group, NotStoredError
 from exporter.identity import identities
 from exporter.labels import LabelPolicy, Labels, Placement
-from exporter.legacy import is_legacy_download_fail
 from exporter.points import PointEncoder, Raw
+from exporter.rules import Filtered, Rules
 from exporter.telemetry import Telemetry
 
 MAX_STAGED_EVENTS: Final = 200_000
@@ -33,33 +31,12 @@ MAX_STAGED_EVENTS: Final = 200_000
 SLOW_DISK: Final = "too many events wait for the disk"
 FULL_JOURNAL: Final = "the journal is full"
 _CELL_CACHE_FACTOR: Final = 4
-NOT_ALLOWED: Final = Rejection("app_not_allowed", "This endpoint takes no events of this app")
-_UNKNOWN_ACTION: Final = Rejection("unknown_action", "This endpoint accepts known actions only")
 
 _Origin = tuple[str, str | None, str | None, bool | None, bool | None]
 
 
 class UnavailableError(Exception):
     """Events cannot be stored now; the sender should try again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Which events are counted.
-
-    Attributes:
-        allowed_apps: the apps that may report.
-        unlisted_apps: whether events of other apps are left out in silence or rejected.
-        unknown_actions: whether actions that the catalogue does not know are accepted or rejected.
-        legacy_download_fail: whether the false `download_fail` of old plugins are kept or dropped.
-        reject_when_full: past so many bytes in the journal new events are refused; None: never.
-    """
-
-    allowed_apps: AllowList
-    unlisted_apps: Literal["ignore", "reject"]
-    unknown_actions: Literal["accept", "reject"]
-    legacy_download_fail: Literal["keep", "drop"]
-    reject_when_full: int | None
 
 
 @dataclass(slots=True)
@@ -171,6 +148,8 @@ class Intake:
             self._telemetry.events["duplicate", ""].inc(arrival.duplicates)
         for rejection in arrival.rejections.values():
             self._telemetry.events["rejected", rejection.error].inc()
+        for reason in arrival.filtered.values():
+            self._telemetry.events["filtered", reason].inc()
         return arrival.rejections
 
     def stage_arrivals(self) -> None:
@@ -289,16 +268,21 @@ class Intake:
             part.groups.add(fresh.group)
 
     def _find(self, event: Event, index: int, part: Slice, fresh: _Fresh, now_ms: int) -> Cell | None:
-        """Find an event's cell the long way; None if it is not to be counted."""
-        placed = self._place(event, now_ms)
-        if isinstance(placed, Rejection):
-            part.arrival.rejections[index] = placed
+        """Find an event's cell the long way: may it be counted, its capped labels, its series. None if it may not."""
+        verdict = self._rules.judge(event)
+        if isinstance(verdict, Rejection):
+            part.arrival.rejections[index] = verdict
             return None
-        if placed is None:
+        if isinstance(verdict, Filtered):
+            part.arrival.filtered[index] = verdict
             return None
-        cell, raw = placed
+        placement = self._labels.place(event)
+        cell = self._counters.find(placement.labels, now_ms)
+        raw = placement.raw + _moved(placement.labels, cell.labels, placement)
         if raw:
             fresh.raw[len(fresh.events)] = raw
+        elif event.platform == cell.labels.platform and not self._rules.depends_on_plugin(event):
+            self._remember(event, cell)
         return cell
 
     def _encode(self, fresh: _Fresh, now_ms: int) -> list[str]:
@@ -328,26 +312,6 @@ class Intake:
             arrival.waiters[group] = self._committer.wait(group)
         if arrival.is_taken:
             arrival.end(None)
-
-    def _place(self, event: Event, now_ms: int) -> tuple[Cell, tuple[tuple[str, str], ...]] | Rejection | None:
-        """Find an event's cell the long way: may it be counted, its capped labels, its series. None: filtered out."""
-        if not self._rules.allowed_apps.allows(event.app_id):
-            if self._rules.unlisted_apps == "reject":
-                return NOT_ALLOWED
-            self._telemetry.events["filtered", "app_not_allowed"].inc()
-            return None
-        if self._rules.unknown_actions == "reject" and event.action not in BY_NAME:
-            return _UNKNOWN_ACTION
-        drops_legacy = self._rules.legacy_download_fail == "drop" and event.action == "download_fail"
-        if drops_legacy and is_legacy_download_fail(event.platform, event.plugin_version):
-            self._telemetry.events["filtered", "legacy_download_fail"].inc()
-            return None
-        placement = self._labels.place(event)
-        cell = self._counters.find(placement.labels, now_ms)
-        raw = placement.raw + _moved(placement.labels, cell.labels, placement)
-        if not raw and not drops_legacy and event.platform == cell.labels.platform:
-            self._remember(event, cell)
-        return cell, raw
 
     def _remember(self, event: Event, cell: Cell) -> None:
         """Keep the short way to a cell, for events whose texts are the labels themselves; so the number is bounded."""

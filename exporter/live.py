@@ -2,7 +2,8 @@
 
 from exporter.access import AllowList, Tokens, token_texts
 from exporter.addresses import Clients
-from exporter.intake import Intake, Rules
+from exporter.intake import Intake
+from exporter.rules import Rules
 from exporter.settings import Settings
 from exporter.shares import FairShare
 

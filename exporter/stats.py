@@ -15,8 +15,9 @@ from aiohttp import web
 from exporter.access import Tokens, bearer
 from exporter.bodies import BodyError, BodyReader
 from exporter.events import Batch, Rejection, decode
-from exporter.intake import FULL_JOURNAL, NOT_ALLOWED, SLOW_DISK, Intake, UnavailableError
+from exporter.intake import FULL_JOURNAL, SLOW_DISK, Intake, UnavailableError
 from exporter.replies import JSON, ReadyReply
+from exporter.rules import NOT_ALLOWED
 from exporter.shares import FairShare, OverShareError
 from exporter.telemetry import Telemetry
 

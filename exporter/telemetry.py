@@ -11,6 +11,7 @@ from prometheus_client import disable_created_metrics as leave_out_created_serie
 from exporter import __version__
 from exporter.histograms import Histogram
 from exporter.notices import Notices
+from exporter.rules import Filtered
 
 EVENT_OUTCOMES: Final = (
     ("accepted", ""),
@@ -21,8 +22,7 @@ EVENT_OUTCOMES: Final = (
     ("rejected", "missing_app_id"),
     ("rejected", "unknown_action"),
     ("rejected", "app_not_allowed"),
-    ("filtered", "app_not_allowed"),
-    ("filtered", "legacy_download_fail"),
+    *(("filtered", reason) for reason in Filtered),
 )
 SKIP_REASONS: Final = (
     "legacy_download_fail",

@@ -27,6 +27,7 @@ from exporter.journal.store import CommitFailedError, Journal
 from exporter.points import PointEncoder
 from exporter.settings import Settings
 from exporter.state import State
+from tests.support.ports import wait_for
 
 if TYPE_CHECKING:
     from exporter.group import NotStoredError
@@ -55,6 +56,10 @@ class Parts(NamedTuple):
         """Tell how many duplicates were answered."""
         return self.sample("capgo_exporter_events_total", outcome="duplicate", reason="")
 
+    def filtered(self) -> float:
+        """Tell how many events were left out because their app may not report."""
+        return self.sample("capgo_exporter_events_total", outcome="filtered", reason="app_not_allowed")
+
     def sample(self, name: str, **labels: str) -> float:
         """Read one of the exporter's own metrics."""
         return self.state.telemetry.registry.get_sample_value(name, labels) or 0.0
@@ -74,9 +79,9 @@ class Parts(NamedTuple):
 
 
 @asynccontextmanager
-async def parts(data_dir: Path) -> AsyncIterator[Parts]:
+async def parts(data_dir: Path, **settings_given: Any) -> AsyncIterator[Parts]:
     """Put the parts together, and commit until the block ends."""
-    settings = Settings(data_dir=data_dir)
+    settings = Settings(data_dir=data_dir, **settings_given)
     clock = Clock(lambda: NOW_MS * 1_000_000)
     state = State(settings, clock)
     intake = make_intake(settings, state, make_derivation(settings, state, clock), b"k" * 32, clock)
@@ -182,6 +187,26 @@ async def test_a_fault_fails_the_request_that_it_comes_from(tmp_path: Path) -> N
         assert 8 == sum(made.groups())
         await asyncio.gather(*(made.send(event(number)) for number in (0, 9)))
         assert (9, 5.0) == (made.counted(), made.duplicates())
+
+
+@pytest.mark.usefixtures("poisoned")
+async def test_what_is_left_out_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of other apps count as left out when the request that brought them is answered, not when it fails."""
+    monkeypatch.setattr(exporter.commit, "_PROBE_SECONDS", 0.01)
+    async with parts(tmp_path, allowed_apps="a") as made:
+        mixed = event(1), event(2, app_id="b"), event(3, app_id="c")
+        bad = made.send(event(4, device_id=POISON), event(5, app_id="b"))
+        outcomes = await asyncio.gather(made.send(*mixed), bad, return_exceptions=True)
+        assert [None, LookupError] == [outcome and type(outcome) for outcome in outcomes]
+        assert (1, 2.0) == (made.counted(), made.filtered())
+        with monkeypatch.context() as broken:
+            broken.setattr(Journal, "commit", _fail)
+            with pytest.raises(UnavailableError):
+                await made.send(event(6), event(7, app_id="b"))
+        assert (1, 2.0) == (made.counted(), made.filtered())
+        await wait_for(lambda: made.committer.writable, "the journal to be well")
+        await made.send(event(7, app_id="b"))
+        assert (1, 3.0) == (made.counted(), made.filtered())
 
 
 async def test_a_fault_in_figures_costs_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
