@@ -1,6 +1,8 @@
 """Decoding a body: what is mended, what is refused, and that neighbours never suffer."""
 
+import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -243,6 +245,33 @@ def test_what_is_nested_too_deep_hurts_no_neighbour(depth: int) -> None:
     assert isinstance(third, Event)
     assert third.metadata is not None
     assert "v" == third.metadata["k"]
+
+
+@pytest.mark.parametrize("end", [b"", b'"', b"\\", b'"' + b"]" * 5000, b']"' + b"]" * 5000 + b"x"])
+def test_texts_of_escapes_behind_brackets_cost_little(end: bytes) -> None:
+    """Each character is looked at once, also if the text has no end, and nothing is kept; else this takes hours."""
+    body = b"[" * 5000 + b'"' + b'\\"' * 1_000_000 + end
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyError) if not end.endswith(b"]") else contextlib.nullcontext():
+            decode(body)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("digits", [1, 308, 309, 400, 4300, 4301])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_long_numbers_hurt_no_neighbour(digits: int, sign: str) -> None:
+    """A number costs that value at most, and is read alike whatever stands beside it; 4300 characters are the bound."""
+    number = f"{sign}{'9' * digits}"
+    event = f'{{"app_id":"a","action":"set","timestamp":{number},"metadata":{{"k":"v"}}}}'
+    odd = f'{{"app_id":"a","action":"set","version_build":{number},"timestamp":"{number}"}}'
+    alone = one(event.encode())
+    beside, other = decode(f"[{event},{odd}]".encode()).events
+    assert alone == beside
+    assert isinstance(other, Event)
+    assert (int(number) if len(number) <= 4300 else None) == alone.timestamp
 
 
 @given(
