@@ -185,6 +185,14 @@ class Committer:
         group, self.group = self.group, Group()
         writes, self._writes = self._writes, []
         self.in_flight = group
+        try:
+            await self._commit(group, writes)
+        except BaseException as error:
+            # A fault of ours: this task ends, which `/healthz` reports, and whoever waits must not wait for ever.
+            self._discard(group, [done for _, done in writes], error)
+            raise
+
+    async def _commit(self, group: Group, writes: _Waiting) -> None:
         transaction, expired = self._transaction(group, [write for write, _ in writes])
         started = self._clock.monotonic()
         repairs = self.repairs.done
@@ -201,10 +209,6 @@ class Committer:
             finally:
                 _answer(doubtful, None if is_stored else NotStoredError(str(error)))
             return
-        except BaseException as error:
-            # A fault of ours: this task ends, which `/healthz` reports, and whoever waits must not wait for ever.
-            self._discard(group, [done for _, done in writes], error)
-            raise
         self._telemetry.commit_duration.observe(self._clock.monotonic() - started)
         self._show(group, [write for write, _ in writes], transaction, expired)
         self._count(committed)

@@ -17,6 +17,7 @@ import exporter.intake
 import exporter.journal.schema
 import exporter.journal.store
 from exporter.commit import Committer
+from exporter.derived.state import DerivedState
 from exporter.expiry import Expiry
 from exporter.group import Group, NotStoredError, Write
 from exporter.journal.opening import FILE_NAME
@@ -529,20 +530,34 @@ async def test_an_event_of_a_series_whose_removal_seemed_to_fail_is_counted(
             assert [(2 - expired, expired)] == connection.execute(rows).fetchall()
 
 
-async def test_a_fault_of_the_committer_answers_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug ends the task: waiters get 503 rather than hang, and `/healthz` asks for a restart."""
+@pytest.mark.parametrize(
+    ("part", "method", "is_stored"),
+    [(DerivedState, "changes", False), (Journal, "commit", False), (DerivedState, "show", True)],
+)
+async def test_a_fault_of_the_committer_answers_those_who_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: type, method: str, *, is_stored: bool
+) -> None:
+    """A bug ends the task: waiters get 503 rather than hang, and `/healthz` asks for a restart, which sets it right."""
 
-    def broken(journal: Journal, transaction: Transaction) -> Committed:
-        del journal, transaction
+    def broken(*args: Any) -> None:
+        del args
         message = "a bug"
         raise RuntimeError(message)
 
-    async with running() as server:
-        monkeypatch.setattr(Journal, "commit", broken)
-        assert 503 == (await server.post(event(1))).status
+    async with running({"data_dir": tmp_path}) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(part, method, broken)
+            assert 503 == (await server.post(event(1))).status
         health = await server.request("GET", "/healthz")
         assert (503, ["committer"]) == (health.status, health.json()["ended_tasks"])
+        assert 503 == (await server.request("GET", "/readyz")).status
         assert 503 == (await server.post(event(2))).status
+    async with running({"data_dir": tmp_path}) as server:
+        assert ({KEY: 1} if is_stored else {}) == await server.counters()
+        for number in (1, 2):
+            assert 200 == (await server.post(event(number))).status
+        assert {KEY: 2} == await server.counters()
+        assert 2 == len(server.points())
 
 
 async def test_a_slow_disk_is_not_overwhelmed(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
