@@ -91,6 +91,7 @@ class Intake:
         self._cached = 0
         self._max_cached = max_series * _CELL_CACHE_FACTOR
         self._arrivals = Arrivals()
+        self._is_due = False
         committer.on_expired = self.forget_cells
 
     @property
@@ -162,11 +163,13 @@ class Intake:
             return
         group = self._committer.group
         if group.events >= MAX_STAGED_EVENTS:
-            self._committer.wait(group).add_done_callback(lambda _: self.stage_arrivals())
+            if not self._is_due:
+                self._is_due = True
+                self._committer.wait(group).add_done_callback(self._turn)
             return
         slices = self._arrivals.take()
         if self._arrivals:
-            asyncio.get_running_loop().call_soon(self.stage_arrivals)
+            self._plan_turn()
         if problem := self._refused_because:
             for part in slices:
                 part.arrival.end(NotStoredError(problem))
@@ -175,14 +178,23 @@ class Intake:
 
     def _arrive(self, batch: Batch) -> Arrival:
         """Have a batch staged, in the next turn of the event loop if few events wait."""
-        loop = asyncio.get_running_loop()
-        arrival = Arrival(batch.events, batch.size, loop.create_future())
-        if not self._arrivals:
-            loop.call_soon(self.stage_arrivals)
+        arrival = Arrival(batch.events, batch.size, asyncio.get_running_loop().create_future())
         self._arrivals.add(arrival)
         if self._arrivals.is_full:
             self.stage_arrivals()
+        else:
+            self._plan_turn()
         return arrival
+
+    def _plan_turn(self) -> None:
+        """Stage in the next turn of the event loop; once, however often it is planned."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self, _: object = None) -> None:
+        self._is_due = False
+        self.stage_arrivals()
 
     def _stage(self, slices: list[Slice]) -> None:
         """Stage slices together; if that fails, each alone, so that a fault of ours costs nobody else's events."""

@@ -269,6 +269,20 @@ async def test_small_batches_do_not_hurry_a_large_one(tmp_path: Path) -> None:
         assert 20_030 == made.counted()
 
 
+async def test_large_batches_do_not_hurry_a_larger_one(tmp_path: Path) -> None:
+    """Batches that were staged at once leave nothing behind that stages more than a turn's share of what follows."""
+    async with parts(tmp_path) as made:
+        large = [made.send(*(event(1000 * start + number) for number in range(200))) for start in range(5)]
+        larger = made.send(*(event(1_000_000 + number) for number in range(20_000)))
+        sent = [asyncio.create_task(each) for each in (*large, larger)]
+        await asyncio.sleep(0)
+        assert 1000 == made.committer.group.events
+        await asyncio.sleep(0)
+        assert 1000 + EVENTS_AT_ONCE == made.committer.group.events
+        await asyncio.gather(*sent)
+        assert 21_000 == made.counted()
+
+
 async def test_a_burst_within_one_turn_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has not had its turn yet counts as waiting, too; once it had, there is room again, also after who left."""
     monkeypatch.setattr(exporter.intake, "MAX_STAGED_EVENTS", 10)
