@@ -102,7 +102,9 @@ class Intake:
     @property
     def closed_because(self) -> str:
         """Why events cannot be stored now; empty if they can."""
-        if self._committer.group.events + self._arrivals.waiting >= MAX_STAGED_EVENTS:
+        in_flight = self._committer.in_flight
+        on_the_way = in_flight.events if in_flight is not None else 0
+        if on_the_way + self._committer.group.events + self._arrivals.waiting >= MAX_STAGED_EVENTS:
             return SLOW_DISK
         return self._refused_because
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from exporter.access import AllowList
 from exporter.addresses import FORWARDED, Clients
 from exporter.events import Batch, Event
-from exporter.telemetry import LIMITS, Telemetry
+from exporter.telemetry import Telemetry
 
 BURST_SECONDS: Final = 60.0
 """Who was silent for so long may send as many events at once as in that time; a device that comes back has some 200."""
@@ -22,7 +22,8 @@ MAX_KEYS: Final = 65_536
 """Clients, or apps, of which it is remembered what they sent; some 13 MiB."""
 
 _LONGEST_WAIT_SECONDS: Final = 60
-_CLIENT, _APP = LIMITS
+_CLIENT: Final = "client"
+_APP: Final = "app"
 
 
 class Buckets:

@@ -25,6 +25,7 @@ RETRY_AFTER_SECONDS: Final = 5
 _OK: Final = b'{"status":"ok"}'
 _CACHED_REPLIES: Final = 1000
 _LARGE_BYTES: Final = 1 << 20
+_LIMITS: Final = {SLOW_DISK: "waiting", FULL_JOURNAL: "journal"}
 _NOT_NOW: Final = "Events cannot be stored now; send them again"
 
 
@@ -116,7 +117,8 @@ class StatsHandler:
         return reply_error(status, error, message)
 
     def _unavailable(self, reason: str) -> web.Response:
-        if reason in {SLOW_DISK, FULL_JOURNAL}:  # what else is wrong with the journal is told where it is found
+        if limit := _LIMITS.get(reason):  # what else is wrong with the journal is told where it is found
+            self._telemetry.requests_shed[limit].inc()
             self._telemetry.notices.warn("events are refused with 503", reason)
         return unavailable()
 

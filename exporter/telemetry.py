@@ -46,7 +46,7 @@ BODY_PROBLEMS: Final = (
     "no_room",
     "unauthorized",
 )
-LIMITS: Final = ("client", "app")
+LIMITS: Final = ("client", "app", "waiting", "journal")
 CLOSING_REASONS: Final = ("idle", "slow", "refused")
 REPLIES: Final = {
     "stats": (200, 400, 401, 403, 413, 415, 500, 503),
@@ -138,7 +138,7 @@ class Telemetry:
         self.requests_shed = _labelled(
             Counter(
                 "capgo_exporter_requests_shed",
-                "Requests answered 503 because a client, or an app, sent more events than its limit allows.",
+                "Requests answered 503 because of a limit: of a client, of an app, or of what waits.",
                 ["limit"],
                 registry=registry,
             ),

@@ -86,6 +86,7 @@ async def test_a_full_journal_refuses_before_the_body_is_read() -> None:
         assert 503 == (await server.request("GET", "/readyz")).status
         assert taken == sum((await server.counters()).values()) == len(server.lines())
         assert 0 == await server.sample("capgo_exporter_journal_dropped_points_total")
+        assert 2 == await server.sample("capgo_exporter_requests_shed_total", limit="journal")
 
 
 async def test_a_full_journal_that_drops_shows_devices_nothing(scripted_influx: ScriptedInflux) -> None:

@@ -191,7 +191,7 @@ def _limits() -> list[Panel]:
         counts(
             About(
                 "Requests put off",
-                "Requests over the limit of events a second of a client or of an app, answered 503.",
+                "Requests answered 503 because of a limit: of a client, an app, or what waits for disk or InfluxDB.",
                 "any: devices send again, and old plugins lose events.",
             ),
             own("requests_shed_total"),
