@@ -52,13 +52,18 @@ class Buckets:
         """Count the names that are remembered."""
         return len(self._full_at)
 
-    def wait_seconds(self, name: bytes) -> float:
-        """Tell how long until a name's bucket holds something; 0 if it does."""
+    def wait_seconds(self, name: bytes, taken: int = 0) -> float:
+        """Tell how long until a name's bucket holds something; 0 if it does.
+
+        Args:
+            name: whose bucket.
+            taken: tokens that are no obstacle, as who asks took them before.
+        """
         key = hash(name)
         full_at = self._full_at.get(key)
-        if full_at is None:
+        if full_at is None or self.rate is None:
             return 0.0
-        wait = full_at - self._monotonic() - BURST_SECONDS
+        wait = full_at - taken / self.rate - self._monotonic() - BURST_SECONDS
         if wait < 0:
             return 0.0
         self._full_at.move_to_end(key)  # who does not stop is not forgotten
@@ -139,10 +144,13 @@ class FairShare:
         """Charge client and apps with the events of a batch.
 
         Raises:
-            OverShareError: if one of its apps has sent too much; then no app is charged.
+            OverShareError: if its client, meanwhile, or one of its apps has sent too much; then no app is charged.
         """
         if client is not None:
-            self.per_client.take(client, max(batch.size - 1, 0))  # one was taken before
+            if wait := self.per_client.wait_seconds(client, taken=1):  # in `admit`, which others passed, too
+                self._telemetry.events["unavailable", ""].inc(batch.size)
+                raise OverShareError(_CLIENT, wait)
+            self.per_client.take(client, max(batch.size - 1, 0))
         if self.per_app.rate is None:
             return
         counts = Counter(event.app_id for event in batch.events if isinstance(event, Event))

@@ -1,11 +1,13 @@
 """Fair share: who sends too much is asked to come back, others are served; and who is the client behind proxies."""
 
 import asyncio
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +15,9 @@ from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
 from exporter.addresses import Clients
-from exporter.shares import BURST_SECONDS, MAX_KEYS, Buckets, OverShareError
+from exporter.shares import BURST_SECONDS, MAX_KEYS, Buckets, FairShare, OverShareError
 from tests.support.inprocess import ManualClock, Running, running
+from tests.support.ports import wait_for
 
 EVENT = {"app_id": "com.example.shop", "platform": "ios", "action": "set", "version_name": "1.0.0", "device_id": "d"}
 PROXIES = "10.0.0.0/8,127.0.0.1/32,fd00::/8"
@@ -220,6 +223,35 @@ async def test_requests_at_once_are_charged_one_by_one() -> None:
     async with running({"max_client_events_per_second": "1"}, ManualClock().clock) as exporter:
         replies = await asyncio.gather(*(exporter.post(EVENT) for _ in range(100)))
         assert (60, 40) == tuple(sum(reply.status == status for reply in replies) for status in (200, 503))
+
+
+async def test_bodies_at_once_are_charged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor by sending all heads before the first body: there is one batch that exceeds the limit, and no more."""
+    admitted = 0
+    admit = FairShare.admit
+
+    def counted(fair: FairShare, request: web.Request) -> bytes | None:
+        nonlocal admitted
+        admitted += 1
+        return admit(fair, request)
+
+    monkeypatch.setattr(FairShare, "admit", counted)
+    async with running({"max_client_events_per_second": "1"}, ManualClock().clock) as exporter:
+        body = json.dumps(events(50)).encode()
+        go = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield body[:1]
+            await go.wait()
+            yield body[1:]
+
+        posts = [asyncio.create_task(exporter.request("POST", "/stats", data=slow())) for _ in range(20)]
+        await wait_for(lambda: admitted == 20, "the heads to arrive")
+        go.set()
+        replies = await asyncio.gather(*posts)
+        assert (1, 19) == tuple(sum(reply.status == status for reply in replies) for status in (200, 503))
+        assert {"client": 19.0, "app": 0.0} == await shed(exporter)
+        assert 950.0 == await exporter.sample("capgo_exporter_events_total", outcome="unavailable", reason="")
 
 
 async def test_the_storm_of_an_app_is_its_own() -> None:
