@@ -206,6 +206,8 @@ class Committer:
                 is_stored = await self._mend(error, repairs) >= transaction.number
                 if is_stored:
                     self._show(group, [write for write, _ in writes], transaction, expired)
+                    if error.committed is not None:
+                        self._count(error.committed)
             finally:
                 _answer(doubtful, None if is_stored else NotStoredError(str(error)))
             return

@@ -1,6 +1,7 @@
 """Group commit: what is not on disk is neither shown nor acknowledged, whatever goes wrong."""
 
 import asyncio
+import contextlib
 import hashlib
 import sqlite3
 import threading
@@ -20,8 +21,9 @@ from exporter.commit import Committer
 from exporter.derived.state import DerivedState
 from exporter.expiry import Expiry
 from exporter.group import Group, NotStoredError, Write
-from exporter.journal.opening import FILE_NAME
+from exporter.journal.opening import FILE_NAME, open_journal
 from exporter.journal.records import Committed, DeadLetter, Transaction
+from exporter.journal.salvage import Salvage
 from exporter.journal.store import CommitFailedError, Journal
 from tests.support.exporter import CounterKey, Reply
 from tests.support.inprocess import ManualClock, Running, running
@@ -483,17 +485,43 @@ async def test_a_journal_that_takes_no_write_is_not_taken_for_mended(faults: Fau
         assert ({KEY: 1}, 1, 1, 1) == await memory(server)
 
 
-async def test_dropped_points_are_counted_also_when_the_commit_seemed_to_fail(faults: Faults) -> None:
+@pytest.mark.parametrize(("opens_to_fail", "status"), [(0, 200), (2, 503)], ids=["reopened at once", "reopened later"])
+async def test_dropped_points_are_counted_also_when_the_commit_seemed_to_fail(
+    faults: Faults, *, opens_to_fail: int, status: int
+) -> None:
     """A COMMIT that is on disk although the call failed drops points as any other: waiting and dropped are all."""
     async with running({"journal_max_bytes": 1 << 16}) as server:
         faults.does_it = True
         for start in range(0, 2000, 100):
-            faults.commits_to_fail = 1
+            faults.commits_to_fail, faults.opens_to_fail = 1, opens_to_fail
             batch = [event(number, metadata={"message": noise(number)}) for number in range(start, start + 100)]
-            assert 200 == (await server.post(batch)).status
+            assert status == (await server.post(batch)).status
+            await until_writable(server)
         dropped = await server.sample("capgo_exporter_journal_dropped_points_total")
         assert dropped > 0
         assert 2000 == len(server.lines()) + dropped
+
+
+@pytest.mark.parametrize("opens_to_fail", [0, 1], ids=["reopened at once", "reopened later"])
+@pytest.mark.parametrize("does_it", [False, True], ids=["not on disk", "on disk"])
+def test_what_an_uncertain_transaction_deleted_is_not_brought_back(
+    faults: Faults, tmp_path: Path, *, does_it: bool, opens_to_fail: int
+) -> None:
+    """A copy that was made before takes the journal's place without those points if they are gone, and only then."""
+    opened = open_journal(tmp_path)
+    journal = Journal(opened.path, opened.connection, opened.restored.totals, max_bytes=None, max_event_ids=1000)
+    for number in (1, 2, 3):
+        journal.commit(Transaction(number, number, lines=[f"m v={number}i {number}"]))
+    salvage = Salvage(opened.path)
+    until = journal.begin_salvage()
+    salvage.begin()
+    salvage.copy_points(until)
+    faults.does_it, faults.commits_to_fail, faults.opens_to_fail = does_it, 1, opens_to_fail
+    with contextlib.suppress(CommitFailedError):
+        journal.commit(Transaction(4, 4, delivered=[1, 2]))
+    assert (4 if does_it else 3) == journal.recover()
+    assert (1 if does_it else 3) == journal.adopt(salvage).totals.points
+    journal.close()
 
 
 @pytest.mark.parametrize("does_it", [False, True], ids=["not on disk", "on disk"])

@@ -32,6 +32,7 @@ class CommitFailedError(Exception):
     Attributes:
         is_certain: whether it is certain that it was not; else `Journal.recover` tells later.
         is_damage: whether the file is damaged, so that trying again does not help.
+        committed: what it did, if it is stored nevertheless.
     """
 
     def __init__(self, message: str, *, is_certain: bool, is_damage: bool = False) -> None:
@@ -39,6 +40,7 @@ class CommitFailedError(Exception):
         super().__init__(message)
         self.is_certain = is_certain
         self.is_damage = is_damage
+        self.committed: Committed | None = None
 
 
 class Journal:
@@ -64,6 +66,7 @@ class Journal:
         self._readers: list[JournalReader] = []
         self._gone: list[int] | None = None
         self._rewritten: list[int] = []
+        self._doubtful: Committed | None = None
 
     @property
     def totals(self) -> Totals:
@@ -86,12 +89,17 @@ class Journal:
             self._connection.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
-            if self.recover(reason) < transaction.number or committed is None:
+            self._doubtful = committed
+            try:
+                last_stored = self.recover(reason)
+            except CommitFailedError as failed:
+                failed.committed = committed
+                raise
+            if last_stored < transaction.number or committed is None:
                 raise CommitFailedError(reason, is_certain=True, is_damage=is_damage(error)) from error
+        else:
+            self._note(committed)
         self._totals = committed.totals
-        if self._gone is not None:
-            self._gone += committed.gone
-            self._rewritten += committed.rewritten
         return committed
 
     def reader(self) -> JournalReader:
@@ -157,6 +165,9 @@ class Journal:
                 is_damage=is_damage(error),
             ) from error
         self._connection = connection
+        doubtful, self._doubtful = self._doubtful, None
+        if doubtful is not None and doubtful.totals.last_transaction == self._totals.last_transaction:
+            self._note(doubtful)
         return self._totals.last_transaction
 
     def read_derived(self) -> RestoredDerived:
@@ -189,6 +200,12 @@ class Journal:
                 self._connection.close()
             finally:
                 self._connection = None
+
+    def _note(self, committed: Committed) -> None:
+        """Remember what a stored transaction deleted, if a copy of the file may hold it."""
+        if self._gone is not None:
+            self._gone += committed.gone
+            self._rewritten += committed.rewritten
 
     def _apply(self, connection: sqlite3.Connection, transaction: Transaction, totals: Totals) -> Committed:
         _write_series(connection, transaction)
