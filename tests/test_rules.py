@@ -256,7 +256,8 @@ def _queries(alert: Alert) -> Iterator[str]:
 
 def _selectors(text: str) -> Iterator[tuple[str, set[str]]]:
     """Give the metrics that a query names, each with the labels that it is filtered by."""
-    for match in re.finditer(r"\b([a-zA-Z_:][\w:]*)(?:\{([^}]*)\})?", re.sub(r"\"[^\"]*\"|'[^']*'|%q", "0", text)):
+    bare = re.sub(r"\"[^\"]*\"|'[^']*'|%q", "0", re.sub(r"\[[^]]*\]", "", text))
+    for match in re.finditer(r"\b([a-zA-Z_:][\w:]*)(?:\{([^}]*)\})?", bare):
         name, matchers = match.groups()
         if matchers is not None or ":" in name or name.startswith("capgo_") or name in FOREIGN:
             yield name, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers or ""))

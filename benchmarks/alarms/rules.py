@@ -19,7 +19,10 @@ _USUAL: Final = """\
 and
 app_platform_version:capgo_rollbacks:ratio_lower15m
 >
-app_platform_version:capgo_rollbacks:usual_ratio * on () group_left () capgo:threshold_usual_factor:const"""
+clamp_max(
+  app_platform_version:capgo_rollbacks:usual_ratio * on () group_left () capgo:threshold_usual_factor:const,
+  scalar(capgo:threshold_rollback_ratio_surely:const)
+)"""
 SPIKE: Final = "CapgoUpdateFailSpike"
 GUARDS: Final = {"low volume": _LOW_VOLUME, "usual": _USUAL}
 """Clauses of CapgoUpdateFailSpike without which it would be wrong."""
