@@ -54,6 +54,7 @@ class State:
             UnusableError: if the journal cannot be opened.
         """
         self.telemetry = Telemetry(clock.monotonic)
+        self.telemetry.delivery_configured.set(settings.influx_url is not None)
         self._clock = clock
         opened = self._open(settings)
         overflow = OverflowLog(self.telemetry)

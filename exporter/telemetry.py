@@ -290,6 +290,11 @@ class Telemetry:
             "Batches on which InfluxDB fails while it takes others: they wait in the journal, and are tried later.",
             registry=registry,
         )
+        self.delivery_configured = Gauge(
+            "capgo_exporter_delivery_configured",
+            "1 if points go to InfluxDB, 0 if they wait in the journal until the oldest make room.",
+            registry=registry,
+        )
         self.delivery_last_success = Gauge(
             "capgo_exporter_delivery_last_success_timestamp_seconds",
             "When InfluxDB last acknowledged a write; 0 if it never did.",

@@ -293,3 +293,10 @@ def test_a_missing_table_is_an_error(tmp_path: Path, heading: str, message: str)
     path.write_text("# C\n\ntext\n\n# E\n\n| x |\n|---|\n| 1 |\n", encoding="utf-8")
     with pytest.raises(LookupError, match=message):
         table_rows(path, heading)
+
+
+@pytest.mark.parametrize(("settings", "value"), [({}, 0), ({"influx_url": "http://127.0.0.1:9"}, 1)])
+async def test_whether_points_go_anywhere_is_told(settings: Mapping[str, str], value: int) -> None:
+    """Alerts about a full journal have to know whether it is full by design."""
+    async with running(dict(settings)) as server:
+        assert value == await server.sample("capgo_exporter_delivery_configured")
