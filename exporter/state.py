@@ -158,6 +158,8 @@ class State:
         figures: list[Series] = []
         share = self.counters.texts.share
         times: dict[int, int] = {}
+        if self.derived is not None:  # first, as marked releases have room of their own
+            self._restore_derived(self.derived, restored.derived)
         for row in consumed(restored.series):
             last_ms = times.setdefault(row.last_ms, row.last_ms)
             self.lifecycle.reserve(row.series_id)
@@ -175,7 +177,7 @@ class State:
         for now_ms, event_ids in restored.event_ids:
             self.dedupe.add(event_ids, now_ms)
         if self.derived is not None:
-            self._restore_derived(self.derived, restored.derived)
+            self._forget_versions(self.derived, restored.derived)
             self._restore_flights(self.derived.episodes)
         return stale
 
@@ -196,8 +198,13 @@ class State:
             self.telemetry.derived_resets.inc()
             self.journal.forget_derived()
             derived.restore(RestoredDerived())
-        # An exporter that was killed may have removed a version's series, and not yet what it knew of its devices.
+
+    def _forget_versions(self, derived: DerivedState, restored: RestoredDerived) -> None:
+        """Forget what is left of versions if an exporter was killed that had just removed the last of their series."""
         alive = {(cell.labels.app_id, cell.labels.version) for cell in self.counters.all()}
+        for series in self.figures:
+            named = dict(zip(series.family.labels, series.labels, strict=False))
+            alive.add((named["app_id"], named.get("version", "")))
         derived.forget({(row.app_id, row.version) for row in restored.releases} - alive, ())
 
     def _restore_flights(self, episodes: Episodes) -> None:

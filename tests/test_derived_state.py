@@ -910,6 +910,26 @@ async def test_a_histogram_goes_or_stays_as_a_whole(
         assert {("1.0.0",): count + 1} == await shown(server, "launch_duration_seconds_count", "version")
 
 
+async def test_a_version_that_is_only_replaced_stays_known(
+    tmp_path: Path, clock: ManualClock, sweeps: list[Expiry]
+) -> None:
+    """A restart forgets nothing of a version that sends no events any more, as long as others say they replaced it."""
+    settings = {"data_dir": tmp_path, "series_ttl": 2 * DAY}
+    known = ("version_first_seen_timestamp_seconds", "version")
+    async with running(settings, clock.clock) as server:
+        await post(server, *(event("set", f"old-{number}") for number in range(30)))
+        for day in range(3):
+            clock.advance(DAY)
+            new: dict[str, Any] = {"version_name": "2.0.0", "old_version_name": "1.0.0"}
+            await post(server, *(event("set", f"new-{day}-{number}", **new) for number in range(20)))
+        await sweeps[-1].sweep()
+        assert {"2.0.0"} == {key.version for key in await server.counters()}
+        before = await shown(server, *known)
+        assert {("1.0.0",), ("2.0.0",)} == before.keys()
+    async with running(settings, clock.clock) as server:
+        assert before == await shown(server, *known)
+
+
 async def until_staged(server: Running, events: int) -> None:
     """Wait until so many events wait for their transaction."""
     committer = derivation(server)._following._committer  # noqa: SLF001 -- nothing else tells
