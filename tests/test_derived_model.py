@@ -229,6 +229,21 @@ FAILURES: Final = [
         {"update_failures_total": {"reason=update_fail": 1}, "download_attempts_total": {}},
     ),
     Case(
+        "electron that says it is android rolls back, too; the real android only did not find the bundle",
+        [
+            (0, event("set_fail", 0, platform="android", plugin_version="0.0.1")),
+            (1, event("set_fail", 1, platform="android", plugin_version="8.1.0", device_id="d2")),
+            (2, event("set_fail", 2, platform="electron", plugin_version="0.0.1", device_id="d3")),
+        ],
+        {
+            "update_failures_total": {
+                "platform=android reason=update_fail": 1,
+                "platform=android reason=set_fail": 1,
+                "platform=electron reason=set_fail": 1,
+            }
+        },
+    ),
+    Case(
         "an unknown failure says more than finish_download_fail, and less than low_mem_fail",
         [
             batch(("new_fail", 0), ("finish_download_fail", 1)),

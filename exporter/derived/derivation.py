@@ -18,7 +18,7 @@ from exporter.derived.tracks import LEGACY_DOWNLOAD_FAIL, Role, Sight, Track, ro
 from exporter.derived.walk import Entry, Failure
 from exporter.events import UNKNOWN, Event
 from exporter.group import Group
-from exporter.labels import OTHER, LabelPolicy
+from exporter.labels import OTHER, LabelPolicy, Labels
 from exporter.legacy import is_legacy_download_fail
 from exporter.points import duration_ms
 
@@ -27,7 +27,23 @@ LATE_AFTER_MS: Final = 3600 * 1000
 
 _CACHED_CHANNELS: Final = 4096
 _LATE_SIGHTS: Final = ~(Sight.RUNNING | Sight.RELEASED)
+_ELECTRON: Final = "electron"
 _ELECTRON_PLUGIN: Final = "0.0."
+
+
+def _is_electron(event: Event, platform: str) -> bool:
+    """Tell whether an event comes from the electron plugin, which said that it is android before 0.0.5."""
+    return platform == _ELECTRON or (event.plugin_version or "").startswith(_ELECTRON_PLUGIN)
+
+
+def _reason(event: Event, labels: Labels) -> str:
+    """Give the reason of a failure: its action.
+
+    Electron's `set_fail` is a roll-back, which alerts know by the platform; by one that is wrong they would not.
+    """
+    if labels.action == "set_fail" and labels.platform != _ELECTRON and _is_electron(event, labels.platform):
+        return "update_fail"
+    return labels.action
 
 
 def device_hash(device_id: str | None) -> int:
@@ -128,7 +144,7 @@ class Derivation:
         elif role.code is not None:
             detail = channel = ""
             if role.is_failure:
-                detail = cell.labels.action
+                detail = _reason(event, cell.labels)
                 channel = self._channel(event, track)
                 if not device:
                     self._tally.failure(track, Failure(detail, channel), group, now_ms)
@@ -155,7 +171,7 @@ class Derivation:
 
     def _install(self, event: Event, track: Track, device: int, group: Group, now_ms: int) -> None:
         app_id, platform, version, environment = track.labels
-        if device and (platform == "electron" or (event.plugin_version or "").startswith(_ELECTRON_PLUGIN)):
+        if device and _is_electron(event, platform):
             pair = xxh3_64_intdigest(f"{device}:{len(app_id)}:{app_id}{version}".encode())
             if pair in self._state.installed:
                 group.derived.skip("repeated_set")

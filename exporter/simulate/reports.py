@@ -44,6 +44,12 @@ class Report:
         return str(self.body["action"])
 
     @property
+    def reason(self) -> str:
+        """Why an update failed; `set_fail` is a roll-back on electron, also where that says it is android."""
+        is_disguised = self.action == "set_fail" and self.track.platform != "electron"
+        return "update_fail" if is_disguised else self.action
+
+    @property
     def device_id(self) -> str:
         """Whose event it is, in lower case."""
         return str(self.body["device_id"]).lower()

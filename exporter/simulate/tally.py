@@ -71,7 +71,7 @@ class Tally:
     def count_failure(self, reports: Iterable[Report]) -> None:
         """Count one failed update, whose events begin with the most specific reason."""
         for track, taken in _by_track(report for report in reports if report.is_failure).items():
-            self.failures[*track, taken[0].action] += 1
+            self.failures[*track, taken[0].reason] += 1
             channel = (track.app_id, track.platform, taken[0].channel, track.environment, "failed")
             self.channel_updates[channel] += 1
 

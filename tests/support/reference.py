@@ -141,6 +141,12 @@ class Seen:
         return self.labels.platform == "electron" or (self.event.plugin_version or "").startswith("0.0.")
 
     @cached_property
+    def reason(self) -> str:
+        """Why an update failed: the action; a roll-back of electron's that says it is android is called as there."""
+        is_hidden = self.is_electron and self.labels.platform != "electron"
+        return "update_fail" if is_hidden and self.labels.action == "set_fail" else self.labels.action
+
+    @cached_property
     def channel(self) -> str:
         """The channel."""
         return normalise(self.event.channel or self.event.default_channel or "") or "unknown"
@@ -470,7 +476,7 @@ def gap_ms(first: Seen, second: Seen) -> int:
 
 
 def _add_failure(one: Seen, tally: Tally) -> None:
-    tally.add("capgo_update_failures_total", **_where(one), version=one.labels.version, reason=one.labels.action)
+    tally.add("capgo_update_failures_total", **_where(one), version=one.labels.version, reason=one.reason)
     tally.add("capgo_channel_updates_total", **_where(one), channel=one.channel, outcome="failed")
 
 
@@ -482,7 +488,7 @@ def _position(one: Seen) -> tuple[object, ...]:
 
 def _specificity(one: Seen) -> tuple[int, str]:
     """Give what the most specific reason is least in."""
-    reason = one.labels.action
+    reason = one.reason
     if reason in _MOST_SPECIFIC:
         return (_MOST_SPECIFIC.index(reason), "")
     if reason in _LEAST_SPECIFIC:
