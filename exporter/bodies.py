@@ -9,6 +9,9 @@ from aiohttp import StreamReader, web
 LONGEST_SECONDS: Final = 120.0
 """A phone on a bad network may need a minute for a large batch; whoever needs longer sends it again."""
 
+LARGE_BYTES: Final = 1 << 20
+"""More is decompressed, and read, beside the event loop: it takes so long that others want to be answered meanwhile."""
+
 _WINDOWS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits: gzip and zlib containers
 _RAW_DEFLATE: Final = -15
 _ZLIB_METHOD: Final = 8
@@ -18,6 +21,7 @@ _SMALL_BYTES: Final = 64 << 10
 _LARGE_BODIES: Final = 4
 """Larger ones may together take as much as so many of the largest."""
 
+_TOO_LARGE: Final = "too_large"
 _MAX_MEMBERS: Final = 16
 """Each member copies what follows it: a body of a million empty ones would take minutes."""
 
@@ -80,7 +84,7 @@ class BodyReader:
                     "unsupported_content_encoding",
                     "Content-Encoding must be gzip, deflate or identity",
                 )
-            body = decompress(body, encoding, self._max_bytes)
+            body = await self._decompress(body, encoding)
         if len(body) <= _SMALL_BYTES:
             return body, 0
         self._take(len(body))
@@ -89,6 +93,19 @@ class BodyReader:
     def give_back(self, taken: int) -> None:
         """Give the room of a body to others."""
         self._room += taken
+
+    async def _decompress(self, body: bytes, encoding: str) -> bytes:
+        """Decompress; nobody knows how large that will be, so a large one needs room for the largest."""
+        try:
+            return decompress(body, encoding, min(LARGE_BYTES, self._max_bytes))
+        except BodyError as error:
+            if error.reason != _TOO_LARGE or self._max_bytes <= LARGE_BYTES:
+                raise
+        self._take(self._max_bytes)
+        try:
+            return await asyncio.to_thread(decompress, body, encoding, self._max_bytes)
+        finally:
+            self._room += self._max_bytes
 
     async def _receive(self, content: StreamReader) -> bytes:
         try:
@@ -160,4 +177,4 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> BodyError:
-    return BodyError(413, "too_large", "body_too_large", f"The body is larger than {max_bytes} bytes")
+    return BodyError(413, _TOO_LARGE, "body_too_large", f"The body is larger than {max_bytes} bytes")

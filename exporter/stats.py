@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from exporter.access import Tokens, bearer
-from exporter.bodies import BodyError, BodyReader
+from exporter.bodies import LARGE_BYTES, BodyError, BodyReader
 from exporter.events import Batch, Rejection, decode
 from exporter.intake import FULL_JOURNAL, SLOW_DISK, Intake, UnavailableError
 from exporter.replies import JSON, ReadyReply
@@ -24,7 +24,6 @@ from exporter.telemetry import Telemetry
 RETRY_AFTER_SECONDS: Final = 5
 _OK: Final = b'{"status":"ok"}'
 _CACHED_REPLIES: Final = 1000
-_LARGE_BYTES: Final = 1 << 20
 _LIMITS: Final = {SLOW_DISK: "waiting", FULL_JOURNAL: "journal"}
 _NOT_NOW: Final = "Events cannot be stored now; send them again"
 
@@ -68,7 +67,7 @@ class StatsHandler:
             client = self._fair.admit(request)
             body, taken = await self._bodies.read(request)
             # What is large and odd takes seconds to read, in which others want to be answered.
-            batch = decode(body) if len(body) <= _LARGE_BYTES else await asyncio.to_thread(decode, body)
+            batch = decode(body) if len(body) <= LARGE_BYTES else await asyncio.to_thread(decode, body)
             self._fair.charge(client, batch)
             rejections = await self._intake.accept(batch)
         except OverShareError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter import events, stats
+from exporter import bodies, events, stats
 from exporter.events import Batch
 from tests.support.exporter import CounterKey, parse_samples
 from tests.support.hostile import MAX_BODY_BYTES, under_fire
@@ -255,6 +255,23 @@ async def test_a_large_odd_body_keeps_nobody_waiting(tmp_path: Path) -> None:
         assert (200, count + 1) == (reply.status, len(reply.json()["results"]))
         assert 1 < fire.answered - before
         assert {CounterKey("h", "other", "set", "unknown", "prod"): count} == await fire.hostile_counters()
+
+
+async def test_large_bodies_are_decompressed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones are not; how large one is shows when a megabyte of it is there."""
+    threads = []
+    decompress = bodies.decompress
+
+    def noted(body: bytes, encoding: str, max_bytes: int) -> bytes:
+        threads.append((threading.current_thread() is threading.main_thread(), max_bytes))
+        return decompress(body, encoding, max_bytes)
+
+    monkeypatch.setattr(bodies, "decompress", noted)
+    async with running({"max_body_bytes": 4 << 20}) as exporter:
+        for size, status in ((0, 200), (1 << 20, 200), (4 << 20, 413)):
+            body = gzip.compress(BODY + b" " * size)
+            assert status == (await exporter.post(body, headers={"Content-Encoding": "gzip"})).status
+    assert [(True, 1 << 20)] + [(True, 1 << 20), (False, 4 << 20)] * 2 == threads
 
 
 async def test_large_bodies_are_decoded_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
