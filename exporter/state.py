@@ -126,6 +126,8 @@ class State:
         opened = open_journal(settings.data_dir)
         if opened.salvaged is not None:
             report_repair(self.telemetry, opened.salvaged)
+        if opened.restored.is_recounted:
+            log.warning("totals of the journal were damaged, and are counted anew; the disk may be failing")
         if opened.set_aside is not None:
             path, reason = opened.set_aside
             self.telemetry.journal_set_aside.set(1)

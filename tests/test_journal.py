@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def make_text(path: Path) -> None:
 DAMAGING = (
     "DROP TABLE event_ids",
     "DELETE FROM state",
-    "UPDATE state SET points = 'some'",
+    "UPDATE state SET last_transaction = 'some'",
     "UPDATE event_ids SET ids = substr(ids, 1, 13)",
     "UPDATE event_ids SET now_ms = 'now'",
     "UPDATE series SET value = 'many'",
@@ -390,6 +391,68 @@ def test_dead_letters_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
         errors = [row[0] for row in connection.execute("SELECT error FROM dead_letters ORDER BY id")]
     assert [f"error {number}" for number in range(41 - kept // 2, 41)] == errors
+
+
+@pytest.mark.parametrize("damage", [1 << 40, -(1 << 40), 0, "x"])
+@pytest.mark.parametrize("column", ["points", "bytes", "event_ids", "dead_letter_points", "dead_letter_bytes"])
+def test_a_damaged_total_is_counted_anew(tmp_path: Path, column: str, damage: Any) -> None:
+    """Nothing that is there is dropped for a total that a flipped bit made, not even after an error."""
+    journal = opened(tmp_path)
+    letters = [DeadLetter("refused", "bad", lines(2))]
+    totals = journal.commit(Transaction(1, NOW_MS, event_ids=[1, 2], lines=lines(3), dead_letters=letters)).totals
+    journal.close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        value = damage if damage in (0, "x") else getattr(totals, column) + damage
+        connection.execute(f"UPDATE state SET {column} = ?", (value,))  # noqa: S608 -- fixed names
+    journal = opened(tmp_path, max_bytes=1 << 20)
+    assert totals == journal.totals
+    journal.recover()
+    committed = journal.commit(Transaction(2, NOW_MS, lines=lines(1)))
+    assert (4, 2, 2) == (committed.totals.points, committed.totals.event_ids, committed.totals.dead_letter_points)
+    assert (0, 0) == (committed.dropped_points, committed.dropped_dead_letter_points)
+    journal.close()
+    assert (committed.totals, False) == ((restored := reopened(tmp_path)).totals, restored.is_recounted)
+
+
+def test_a_total_that_is_wrong_drops_what_is_there_and_no_more(tmp_path: Path) -> None:
+    """A total far past its bound ends no transaction's life: once nothing is left, it is 0."""
+    journal = opened(tmp_path)
+    letters = [DeadLetter("refused", "bad", lines(2))]
+    journal.commit(Transaction(1, NOW_MS, lines=lines(3), dead_letters=letters))
+    journal.close()
+    found = open_journal(tmp_path)
+    wrong = replace(found.restored.totals, bytes=1 << 40, dead_letter_bytes=1 << 40)
+    journal = Journal(found.path, found.connection, wrong, max_bytes=1 << 20, max_event_ids=1000)
+    committed = journal.commit(Transaction(2, NOW_MS, lines=lines(1)))
+    assert (4, 2) == (committed.dropped_points, committed.dropped_dead_letter_points)
+    assert Totals(last_transaction=2) == committed.totals
+    assert 0 == journal.commit(Transaction(3, NOW_MS, lines=lines(1))).dropped_points
+    journal.close()
+
+
+def test_groups_that_are_read_and_not_found_are_damage(tmp_path: Path) -> None:
+    """A full journal whose oldest group has a number out of order is to be repaired, and not tried for ever."""
+    journal = opened(tmp_path)
+    for number in range(1, 6):
+        journal.commit(Transaction(number, NOW_MS, lines=lines(1)))
+    size = journal.totals.bytes
+    journal.close()
+    path = tmp_path / FILE_NAME
+    with closing(sqlite3.connect(path)) as connection:
+        page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'points'").fetchone()[0]
+        page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+    content = bytearray(path.read_bytes())
+    start = (page - 1) * page_size
+    first_cell = start + int.from_bytes(content[start + 8 : start + 10])  # a leaf's head takes 8 bytes
+    number_at = first_cell + (2 if content[first_cell] > 127 else 1)  # behind the length
+    assert 1 == content[number_at]
+    content[number_at] = 100
+    path.write_bytes(content)
+    journal = opened(tmp_path, max_bytes=size)
+    with pytest.raises(store.CommitFailedError) as failure:
+        journal.commit(Transaction(6, NOW_MS, lines=lines(1)))
+    assert (True, True) == (failure.value.is_damage, failure.value.is_certain)
+    journal.close()
 
 
 def test_remembered_ids_are_pruned_but_not_too_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,10 @@ from typing import Final
 
 from exporter.journal.codec import compress, decompress
 from exporter.journal.records import Discard, Edit, Retry, Totals
+from exporter.journal.totals import ROW_OVERHEAD_BYTES
 
 DAMAGED: Final = "damaged"
 """Reason of dead letters whose lines could not be read; they are kept as hexadecimal text."""
-
-ROW_OVERHEAD_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)

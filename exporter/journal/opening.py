@@ -4,7 +4,7 @@ import sqlite3
 from array import array
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -16,7 +16,7 @@ from exporter.journal.derived_store import is_damaged_text, read_derived
 from exporter.journal.records import Birth, Restored, SeriesRow
 from exporter.journal.salvage import Salvaged, SalvageError, discard_unfinished, salvage
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect, create, upgrade
-from exporter.journal.totals import read_totals
+from exporter.journal.totals import corrected, read_totals
 
 FILE_NAME: Final = "journal.sqlite3"
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
@@ -139,7 +139,7 @@ def _judge(error: Exception) -> Exception:
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return _UnfitError("an SQLite file of another program, with an unfinished change")
-    is_trouble = code is None or code & _PRIMARY_CODE not in _DAMAGE
+    is_trouble = (code is None or code & _PRIMARY_CODE not in _DAMAGE) and not is_damage(error)
     if isinstance(error, sqlite3.Error) and is_trouble and not is_damaged_text(error):
         return error
     return _UnfitError(f"damaged: {error}")
@@ -154,11 +154,12 @@ def _load(connection: sqlite3.Connection) -> Restored:
         ids = array("Q")
         ids.frombytes(blob)
         event_ids.append((int(now_ms), ids.tolist()))
-    totals = read_totals(connection)
-    if not all(type(value) is int for value in astuple(totals)[:-1]):  # the last one may be None
+    noted = read_totals(connection)
+    if type(noted.last_transaction) is not int or type(noted.expired_events) is not int:
         msg = "a total is not a number"
         raise ValueError(msg)
-    return Restored(totals, series, event_ids, read_derived(connection))
+    totals = corrected(connection, noted)
+    return Restored(totals, series, event_ids, read_derived(connection), is_recounted=totals != noted)
 
 
 def consumed(items: list[_Item]) -> Iterator[_Item]:

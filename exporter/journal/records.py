@@ -201,9 +201,11 @@ class Restored:
         series: all series.
         event_ids: pairs of the time of remembering, in milliseconds since 1970, and identities, oldest first.
         derived: the derived state.
+        is_recounted: whether the totals were noted otherwise, and are counted anew.
     """
 
     totals: Totals
     series: list[SeriesRow]
     event_ids: list[tuple[int, list[int]]]
     derived: RestoredDerived
+    is_recounted: bool = False

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Final
 
 from exporter.journal.codec import compress
-from exporter.journal.damage import is_damage
+from exporter.journal.damage import DamagedRowError, is_damage
 from exporter.journal.derived_records import RestoredDerived
 from exporter.journal.derived_store import FORGET_DERIVED, read_derived, write_derived
-from exporter.journal.edits import ROW_OVERHEAD_BYTES, Edited, apply_edits, delete_letter
+from exporter.journal.edits import Edited, apply_edits, delete_letter
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import Committed, Totals, Transaction
 from exporter.journal.salvage import Salvage, Salvaged
 from exporter.journal.schema import connect
-from exporter.journal.totals import oldest_point_ms, read_totals
+from exporter.journal.totals import ROW_OVERHEAD_BYTES, oldest_point_ms, read_totals, write_totals
 
 MAX_DEAD_LETTER_BYTES: Final = 64 << 20
 _ID_ROWS_SLACK: Final = 65_536
@@ -151,7 +151,7 @@ class Journal:
         try:
             connection = connect(self.path)
             try:
-                self._totals = read_totals(connection)
+                totals = read_totals(connection)
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute("UPDATE state SET last_transaction = last_transaction")
                 connection.execute("COMMIT")
@@ -165,6 +165,8 @@ class Journal:
                 is_damage=is_damage(error),
             ) from error
         self._connection = connection
+        if totals.last_transaction != self._totals.last_transaction:  # Else ours may be those that `corrected` counted.
+            self._totals = totals
         doubtful, self._doubtful = self._doubtful, None
         if doubtful is not None and doubtful.totals.last_transaction == self._totals.last_transaction:
             self._note(doubtful)
@@ -219,24 +221,18 @@ class Journal:
         gone = [*transaction.delivered, *edited.gone]
         dropped_dead_letters = _write_dead_letters(connection, transaction, totals)
         dropped = 0
-        while self._max_bytes is not None and totals.bytes > self._max_bytes and totals.points:
+        while self._max_bytes is not None and totals.bytes > self._max_bytes:
             oldest = _oldest(connection, _OLDEST_POINTS, totals.bytes - self._max_bytes)
-            dropped += _delete_points(connection, oldest, totals)
+            if not oldest:
+                break
+            deleted = _delete_points(connection, oldest, totals)
+            _check_deleted(deleted)
+            dropped += deleted
             gone += oldest
         totals.oldest_point_ms = oldest_point_ms(connection)
-        connection.execute(
-            "UPDATE state SET last_transaction = ?, expired_events = ?, points = ?, bytes = ?, event_ids = ?, "
-            "dead_letter_points = ?, dead_letter_bytes = ?",
-            (
-                totals.last_transaction,
-                totals.expired_events,
-                totals.points,
-                totals.bytes,
-                totals.event_ids,
-                totals.dead_letter_points,
-                totals.dead_letter_bytes,
-            ),
-        )
+        if totals.oldest_point_ms is None:
+            totals.points = totals.bytes = 0  # whatever a damaged row said of itself
+        write_totals(connection, totals)
         return Committed(totals, gone, edited.rewritten, delivered, dropped, dropped_dead_letters)
 
     def _write_event_ids(self, connection: sqlite3.Connection, transaction: Transaction, totals: Totals) -> None:
@@ -306,9 +302,21 @@ def _write_dead_letters(connection: sqlite3.Connection, transaction: Transaction
         totals.dead_letter_bytes += size
     dropped = 0
     while totals.dead_letter_bytes > MAX_DEAD_LETTER_BYTES:
-        for letter_id in _oldest(connection, _OLDEST_DEAD_LETTERS, totals.dead_letter_bytes - MAX_DEAD_LETTER_BYTES):
-            dropped += delete_letter(connection, letter_id, totals)
+        oldest = _oldest(connection, _OLDEST_DEAD_LETTERS, totals.dead_letter_bytes - MAX_DEAD_LETTER_BYTES)
+        if not oldest:
+            totals.dead_letter_points = totals.dead_letter_bytes = 0  # whatever a damaged row said of itself
+            break
+        deleted = sum(delete_letter(connection, letter_id, totals) for letter_id in oldest)
+        _check_deleted(deleted)
+        dropped += deleted
     return dropped
+
+
+def _check_deleted(points: int) -> None:
+    """Tell of keys that are read and then not found, as a page out of order has them: they would be tried for ever."""
+    if not points:
+        msg = "the oldest rows are there, and cannot be deleted"
+        raise DamagedRowError(msg)
 
 
 def _oldest(connection: sqlite3.Connection, query: str, excess: int) -> list[int]:

@@ -20,11 +20,11 @@ from exporter.control import SOCKET_NAME, Device, Letters, Lines, socket_address
 from exporter.group import NotStoredError, Write
 from exporter.journal.lock import DirectoryLock, LockedError
 from exporter.journal.opening import FILE_NAME
-from exporter.journal.records import Transaction
+from exporter.journal.records import Totals, Transaction
 from exporter.journal.salvage import BEFORE_VACUUM, SalvageError, salvage
 from exporter.journal.schema import APPLICATION_ID, SCHEMA_VERSION, connect
 from exporter.journal.store import CommitFailedError, Journal
-from exporter.journal.totals import read_totals
+from exporter.journal.totals import corrected, read_totals
 from exporter.tools.problems import DataError, RemoteError
 
 STARTING_SECONDS: Final = 5.0
@@ -110,8 +110,8 @@ class Local:
             ToolError: if it cannot be used.
         """
         self._path = path
-        connection = _open(path)
-        self._journal = Journal(path, connection, read_totals(connection), max_bytes=None, max_event_ids=_FOR_EVER)
+        connection, totals = _open(path)
+        self._journal = Journal(path, connection, totals, max_bytes=None, max_event_ids=_FOR_EVER)
         self._chores = Chores(
             path,
             self._journal.reader(),
@@ -234,15 +234,18 @@ def _session(address: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=aiohttp.UnixConnector(address), timeout=aiohttp.ClientTimeout(total=None))
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    with _data_errors(path):
-        connection = connect(path)
+def _open(path: Path) -> tuple[sqlite3.Connection, Totals]:
+    with _data_errors(path), contextlib.ExitStack() as stack:
+        connection = stack.enter_context(contextlib.closing(connect(path)))
         found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
         if found != [APPLICATION_ID, SCHEMA_VERSION]:
-            connection.close()
             msg = f"{path}: not a journal of this version; start this version's exporter on it once"
             raise DataError(msg)
-    return connection
+        totals = read_totals(connection)
+        with contextlib.suppress(sqlite3.DatabaseError):  # A vacuum mends what cannot be counted.
+            totals = corrected(connection, totals)
+        stack.pop_all()
+    return connection, totals
 
 
 @contextlib.contextmanager
