@@ -16,6 +16,7 @@ from exporter.counters import EVENTS, Counters
 from exporter.dedupe import DedupeWindow
 from exporter.derived.figures import Figures
 from exporter.derived.staged import Staged
+from exporter.drops import Drops
 from exporter.group import Group, NotStoredError, Write
 from exporter.journal.derived_records import DerivedChanges, MarkRow, RestoredDerived
 from exporter.journal.records import BirthRow, Committed, SeriesRow, Transaction
@@ -88,6 +89,7 @@ class Committer:
         self._clock = clock
         self._thread = Worker("journal")
         self.repairs = Repairs(journal, self._thread, telemetry, clock.monotonic)
+        self.drops = Drops(telemetry.dropped_points.inc)
         self._work = asyncio.Event()
         self._stopping = asyncio.Event()
         self._writes: _Waiting = []
@@ -330,8 +332,8 @@ class Committer:
         log.info("journal can be written again", for_seconds=_CALM_SECONDS)
 
     def _count(self, committed: Committed) -> None:
-        if committed.dropped_points:
-            self._telemetry.dropped_points.inc(committed.dropped_points)
+        if committed.dropped:
+            self.drops.note(committed.dropped)
             self._telemetry.notices.warn("EXPORTER_JOURNAL_MAX_BYTES is reached; the oldest points are dropped")
         if committed.dropped_dead_letter_points:
             self._telemetry.dropped_dead_letters.inc(committed.dropped_dead_letter_points)

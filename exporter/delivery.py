@@ -9,7 +9,7 @@ import contextlib
 import random
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -119,7 +119,7 @@ class Delivery:
                 try:
                     await self._send(sender, *taken)
                 finally:
-                    self._end()
+                    self._end(taken[1])
 
     async def _send(self, sender: Sender, batch: Batch, rows: list[PointsRow]) -> None:
         report = Report()
@@ -131,6 +131,7 @@ class Delivery:
             self._shelve(batch, rows, stuck)
             return
         await self._remove(rows, report)
+        self._committer.drops.settle(rows)
         self._count(report)
 
     async def _read_noted(self, *, is_gathering: bool) -> tuple[Batch, list[PointsRow]] | None:
@@ -144,8 +145,9 @@ class Delivery:
                 self._end()
         return taken
 
-    def _end(self) -> None:
+    def _end(self, rows: Sequence[PointsRow] = ()) -> None:
         """Note that this sender is done with what it read."""
+        self._committer.drops.end(rows)
         self._under_way.pop(asyncio.current_task()).set()
 
     def _shelve(self, batch: Batch, rows: list[PointsRow], stuck: StuckError) -> None:
@@ -208,9 +210,11 @@ class Delivery:
 
         A request for every few points would cost more than taking the events.
         """
-        rows: list[PointsRow] = await self._in_thread(self._reader.read, self._taken_until, self._pace.points)
+        rows: list[PointsRow] = []
+        while not rows and (read := await self._in_thread(self._reader.read, self._taken_until, self._pace.points)):
+            self._taken_until = read[-1].number
+            rows = self._committer.drops.begin(read)
         if rows:
-            self._taken_until = rows[-1].number
             few = sum(row.points for row in rows) < _FEW_POINTS
             self._not_before = time.monotonic() + _GATHER_SECONDS if few else 0.0
         return rows
@@ -229,7 +233,7 @@ class Delivery:
                 raise
             if rows and rows[-1].number < batch.last:
                 self._shelf.put_back(replace(batch, first=rows[-1].number + 1))
-            if rows:
+            if rows := self._committer.drops.begin(rows):
                 return batch, rows
         self._is_stuck = self._is_stuck and len(self._shelf) > 0
         return None

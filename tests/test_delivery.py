@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import re
+import secrets
 import sqlite3
 import time
 from collections import Counter
@@ -53,6 +54,7 @@ from tests.support.fakeinflux import (
     DROP_AFTER_STORING,
     NEVER,
     Behaviour,
+    HeldInflux,
     Limits,
     RefuseRecords,
     ScriptedInflux,
@@ -467,6 +469,32 @@ async def test_memory_is_bounded_by_bytes_too(
     async with delivering(scripted_influx, data_dir=tmp_path) as running_exporter:
         await emptied(running_exporter)
     assert {1: 1, 2: 2} == Counter(len(request.records) for request in scripted_influx.requests)
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["taken", "lost"])
+async def test_points_that_are_dropped_while_they_are_sent_count_once(
+    is_lost: bool,  # noqa: FBT001 -- a parameter of the test
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are delivered if InfluxDB takes them, and dropped if its answer is an error: nobody has them any more."""
+    monkeypatch.setattr(exporter.delivery, "PATIENCE", 1)
+    async with HeldInflux() as influx, delivering(influx, journal_max_bytes=1 << 16, influx_timeout=600.0) as running:
+        sent: list[dict[str, Any]] = []
+        for sender in range(exporter.delivery.SENDERS):
+            sent += await accept(running, events(5))
+            await wait_for(lambda: influx.held > sender, "a sender to be held")  # noqa: B023 -- waited for at once
+        batch = list(sent)
+        while set(devices(sent)) & set(devices_in(running.lines())):
+            batch += await accept(running, events(20, message=secrets.token_hex(600)))
+        dropped = len(batch) - len(running.lines()) - len(sent)
+        assert dropped == await running.sample("capgo_exporter_journal_dropped_points_total")
+        if is_lost:
+            influx.play(*[answer(503)] * exporter.delivery.SENDERS)
+        influx.released.set()
+        await emptied(running)
+        dropped = int(await running.sample("capgo_exporter_journal_dropped_points_total"))
+        assert (len(influx.stored), len(batch)) == (await delivered(running), await delivered(running) + dropped)
+        assert (not is_lost) == set(devices(sent)).issubset(stored_devices(influx))
 
 
 async def test_lost_acknowledgement(scripted_influx: ScriptedInflux, tmp_path: Path) -> None:

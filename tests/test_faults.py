@@ -1,6 +1,5 @@
 """Faults of the machine, made for real where that can be done: locks, full and failing disks, lost files, clocks."""
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -16,7 +15,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 from structlog.testing import capture_logs
 
 import exporter.commit
@@ -25,7 +23,7 @@ from exporter.delivery import SENDERS
 from exporter.journal.opening import FILE_NAME
 from tests.conftest import StartExporter, V2InfluxDB
 from tests.support.exporter import ExporterProcess, influx_settings
-from tests.support.fakeinflux import ScriptedInflux
+from tests.support.fakeinflux import HeldInflux, ScriptedInflux
 from tests.support.inprocess import ManualClock, running
 from tests.support.kills import sample
 from tests.support.ports import wait_for
@@ -256,19 +254,8 @@ async def test_a_damaged_page_of_what_waits(tmp_path: Path, table: str) -> None:
 REPAIRED = "the journal was damaged; what could be read of its points goes on in a new file, and counters are unharmed"
 
 
-class HeldInflux(ScriptedInflux):
-    """An InfluxDB that answers nothing before it is told to."""
-
-    def __init__(self) -> None:
-        """Hold every request."""
-        super().__init__()
-        self.held = 0
-        self.released = asyncio.Event()
-
-    async def _write(self, request: web.Request) -> web.Response:
-        self.held += 1
-        await self.released.wait()
-        return await super()._write(request)
+class NumberedInflux(HeldInflux):
+    """An InfluxDB that tells which events it keeps."""
 
     def numbers(self) -> set[int]:
         """Return the numbers of the events whose points are kept."""
@@ -305,7 +292,7 @@ def assert_one_gap(expected: int, lost: set[int]) -> None:
 
 async def test_a_page_that_is_damaged_while_the_exporter_runs(exporter_process: StartExporter) -> None:
     """Points before and after it are delivered, nothing else is lost, counted or told twice, also after a restart."""
-    async with HeldInflux() as influx:
+    async with NumberedInflux() as influx:
         settings = influx_settings(influx.url, token="t", org="o", bucket="b")  # noqa: S106 -- nobody checks it
         exporter = await exporter_process({**settings, "EXPORTER_INFLUX_TIMEOUT": "10m"})
         for sender in range(SENDERS):  # each has something to wait for, and so reads nothing of what follows

@@ -409,7 +409,7 @@ def test_a_damaged_total_is_counted_anew(tmp_path: Path, column: str, damage: An
     journal.recover()
     committed = journal.commit(Transaction(2, NOW_MS, lines=lines(1)))
     assert (4, 2, 2) == (committed.totals.points, committed.totals.event_ids, committed.totals.dead_letter_points)
-    assert (0, 0) == (committed.dropped_points, committed.dropped_dead_letter_points)
+    assert ({}, 0) == (committed.dropped, committed.dropped_dead_letter_points)
     journal.close()
     assert (committed.totals, False) == ((restored := reopened(tmp_path)).totals, restored.is_recounted)
 
@@ -424,9 +424,9 @@ def test_a_total_that_is_wrong_drops_what_is_there_and_no_more(tmp_path: Path) -
     wrong = replace(found.restored.totals, bytes=1 << 40, dead_letter_bytes=1 << 40)
     journal = Journal(found.path, found.connection, wrong, max_bytes=1 << 20, max_event_ids=1000)
     committed = journal.commit(Transaction(2, NOW_MS, lines=lines(1)))
-    assert (4, 2) == (committed.dropped_points, committed.dropped_dead_letter_points)
+    assert ({1: 3, 2: 1}, 2) == (committed.dropped, committed.dropped_dead_letter_points)
     assert Totals(last_transaction=2) == committed.totals
-    assert 0 == journal.commit(Transaction(3, NOW_MS, lines=lines(1))).dropped_points
+    assert {} == journal.commit(Transaction(3, NOW_MS, lines=lines(1))).dropped
     journal.close()
 
 

@@ -172,7 +172,7 @@ class Committed:
         gone: numbers of the groups that left the journal.
         rewritten: numbers of the groups that hold less by an operator's edits.
         delivered_points: points that left the journal because InfluxDB has them, dead letters included.
-        dropped_points: points dropped because the journal was full.
+        dropped: numbers of the groups dropped because the journal was full, and their points.
         dropped_dead_letter_points: points dropped because there were too many dead letters.
     """
 
@@ -180,7 +180,7 @@ class Committed:
     gone: list[int] = field(default_factory=list)
     rewritten: list[int] = field(default_factory=list)
     delivered_points: int = 0
-    dropped_points: int = 0
+    dropped: dict[int, int] = field(default_factory=dict)
     dropped_dead_letter_points: int = 0
 
 

@@ -22,7 +22,9 @@ from exporter.journal.totals import ROW_OVERHEAD_BYTES, oldest_point_ms, read_to
 MAX_DEAD_LETTER_BYTES: Final = 64 << 20
 _ID_ROWS_SLACK: Final = 65_536
 _OLDEST_POINTS: Final = "SELECT number, bytes FROM points ORDER BY number LIMIT 64"
-_DELETE_POINTS: Final = "DELETE FROM points WHERE number IN (SELECT value FROM json_each(?)) RETURNING count, bytes"
+_DELETE_POINTS: Final = (
+    "DELETE FROM points WHERE number IN (SELECT value FROM json_each(?)) RETURNING number, count, bytes"
+)
 _OLDEST_DEAD_LETTERS: Final = "SELECT id, bytes FROM dead_letters ORDER BY id LIMIT 64"
 
 
@@ -217,17 +219,17 @@ class Journal:
             write_derived(connection, transaction.number, transaction.derived)
         edited = apply_edits(connection, transaction.edits, totals) if transaction.edits else Edited()
         _write_points(connection, transaction, edited.lines, totals)
-        delivered = _delete_points(connection, transaction.delivered, totals)
+        delivered = sum(_delete_points(connection, transaction.delivered, totals).values())
         gone = [*transaction.delivered, *edited.gone]
         dropped_dead_letters = _write_dead_letters(connection, transaction, totals)
-        dropped = 0
+        dropped: dict[int, int] = {}
         while self._max_bytes is not None and totals.bytes > self._max_bytes:
             oldest = _oldest(connection, _OLDEST_POINTS, totals.bytes - self._max_bytes)
             if not oldest:
                 break
             deleted = _delete_points(connection, oldest, totals)
-            _check_deleted(deleted)
-            dropped += deleted
+            _check_deleted(len(deleted))
+            dropped |= deleted
             gone += oldest
         totals.oldest_point_ms = oldest_point_ms(connection)
         if totals.oldest_point_ms is None:
@@ -278,13 +280,16 @@ def _write_points(connection: sqlite3.Connection, transaction: Transaction, more
     totals.bytes += size
 
 
-def _delete_points(connection: sqlite3.Connection, numbers: list[int], totals: Totals) -> int:
-    """Delete groups in one statement: one each takes three times as long, and waits for the interpreter each time."""
+def _delete_points(connection: sqlite3.Connection, numbers: list[int], totals: Totals) -> dict[int, int]:
+    """Delete groups, and give their numbers and points.
+
+    It takes one statement: one each takes three times as long, and waits for the interpreter each time.
+    """
     if not numbers:
-        return 0
-    deleted = 0
-    for count, size in connection.execute(_DELETE_POINTS, (json.dumps(numbers),)).fetchall():
-        deleted += count
+        return {}
+    deleted: dict[int, int] = {}
+    for number, count, size in connection.execute(_DELETE_POINTS, (json.dumps(numbers),)).fetchall():
+        deleted[number] = count
         totals.points -= count
         totals.bytes -= size
     return deleted
@@ -312,9 +317,9 @@ def _write_dead_letters(connection: sqlite3.Connection, transaction: Transaction
     return dropped
 
 
-def _check_deleted(points: int) -> None:
+def _check_deleted(deleted: int) -> None:
     """Tell of keys that are read and then not found, as a page out of order has them: they would be tried for ever."""
-    if not points:
+    if not deleted:
         msg = "the oldest rows are there, and cannot be deleted"
         raise DamagedRowError(msg)
 

@@ -1,5 +1,6 @@
 """An InfluxDB that answers as the test says, and remembers what it was sent and what it keeps."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,3 +195,23 @@ class ScriptedInflux(WebServer):
 
     async def _health(self, _: web.Request) -> web.Response:
         return recordings.health("v2.7.12").as_response()
+
+
+class HeldInflux(ScriptedInflux):
+    """An InfluxDB that answers nothing before it is told to.
+
+    Attributes:
+        held: How many requests came.
+        released: Set it to let them be answered.
+    """
+
+    def __init__(self) -> None:
+        """Hold every request."""
+        super().__init__()
+        self.held = 0
+        self.released = asyncio.Event()
+
+    async def _write(self, request: web.Request) -> web.Response:
+        self.held += 1
+        await self.released.wait()
+        return await super()._write(request)
