@@ -428,6 +428,7 @@ async def test_a_replay_that_stops_says_where_to_go_on(tmp_path: Path, v2_influx
     ), outcome
     points = tmp_path / "points"
     points.write_text("# a comment\ncapgo_stats count=1i 1\n")
+    operator.env["EXPORTER_STATS_PATH"] = "/capgo/stats"  # the reason is asked for at the server's root
     outcome = await operator.run("replay", str(points), "--influx", "--from-line", "2", "--patience", "1s")
     assert (5, True, False, True) == (
         outcome.code,

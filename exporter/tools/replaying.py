@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp import web
@@ -189,7 +190,7 @@ class Passage:
     async def _why(self, points: int) -> str:
         async with (
             aiohttp.ClientSession() as session,
-            session.get(self._url.rsplit("/", 1)[0] + "/readyz") as response,
+            session.get(urljoin(self._url, "/readyz")) as response,
         ):
             return f"{points} points are not in InfluxDB: {(await response.json())['influxdb']}"
 
