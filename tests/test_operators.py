@@ -20,7 +20,7 @@ from exporter.lineprotocol import clean
 from exporter.tools import keeper
 from tests.conftest import StartExporter, V2InfluxDB
 from tests.support.commands import Operator
-from tests.support.delivering import dead_devices, devices, devices_in, events, stored_in
+from tests.support.delivering import dead_devices, devices, devices_in, events, fill, stored_in
 from tests.support.exporter import ExporterProcess
 from tests.support.ports import free_port, wait_for
 from tests.support.victoria import VictoriaMetrics
@@ -348,6 +348,39 @@ async def test_damage_is_found(exporter_process: StartExporter, tmp_path: Path) 
     (exporter.data_dir / FILE_NAME).write_bytes(b"no journal" * 1000)
     assert 4 == (await operator.run("journal", "status")).code
     assert 4 == (await operator.run("journal", "status", "--data-dir", str(tmp_path / "none"))).code
+
+
+@pytest.mark.parametrize(
+    ("change", "table", "found", "status"),
+    [
+        (None, "points", "points: database disk image is malformed", 4),
+        (None, "dead_letters", "dead letters: database disk image is malformed", 4),
+        ("DELETE FROM state", None, "totals: the row of totals is missing", 4),
+        ("UPDATE state SET points = 'x'", None, "the totals (points, bytes, dead letters, their bytes) are noted", 4),
+        ("UPDATE points SET count = 'x'", None, "group 1: holds values of wrong types", 0),
+        ("UPDATE points SET now_ms = 'x'", None, "totals: the oldest group holds values of wrong types", 4),
+    ],
+)
+async def test_what_is_damaged_is_named(
+    change: str | None, table: str | None, found: str, status: int, tmp_path: Path
+) -> None:
+    """`verify` ends with 1 wherever the damage is, and says where; `status` needs what it shows."""
+    data_dir = tmp_path / "data"
+    await fill(data_dir, events(10))
+    with closing(sqlite3.connect(data_dir / FILE_NAME, isolation_level=None)) as connection:
+        page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+        roots = dict(connection.execute("SELECT name, rootpage FROM sqlite_master"))
+        if change is not None:
+            connection.execute(change)
+    if table is not None:
+        with (data_dir / FILE_NAME).open("r+b") as file:
+            file.seek((roots[table] - 1) * page_size)
+            file.write(bytes(page_size))
+    operator = Operator(tmp_path, {"EXPORTER_DATA_DIR": str(data_dir)})
+    outcome = await operator.run("journal", "verify")
+    assert (1, 1) == (outcome.code, [line[: len(found)] for line in outcome.stdout.splitlines()].count(found)), outcome
+    outcome = await operator.run("journal", "status")
+    assert (status, status == 4) == (outcome.code, outcome.stderr.startswith(f"error: {data_dir / FILE_NAME}: "))
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------

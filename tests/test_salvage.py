@@ -179,6 +179,15 @@ def test_rows_with_values_of_wrong_types_are_left_out(copied: Path) -> None:
     assert sorted(expected) == waiting(copied)
 
 
+def test_an_oldest_row_without_its_time_is_left_out(copied: Path) -> None:
+    """The totals tell how long the oldest group waits, so that one is read at the start."""
+    with closing(sqlite3.connect(copied, isolation_level=None)) as connection:
+        connection.execute("UPDATE points SET now_ms = 'x' WHERE number = (SELECT min(number) FROM points)")
+    expected = sorted(readable(copied))[1:]
+    open_journal(copied.parent).connection.close()
+    assert expected == waiting(copied)
+
+
 def test_dead_letters_have_gaps_too(copied: Path) -> None:
     """Points, counters and ids are kept, and the totals know that the dead letters are gone."""
     spoil(copied, pages(copied, "dead_letters", "leaf")[0], pages(copied, "points", "leaf")[0])

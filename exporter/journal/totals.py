@@ -18,7 +18,7 @@ def read_totals(connection: sqlite3.Connection) -> Totals:
     """Read the totals of a file.
 
     Raises:
-        DamagedRowError: if it holds none.
+        DamagedRowError: if it holds none, or the oldest group does not say when it was stored.
     """
     row = connection.execute(f"SELECT {_COLUMNS} FROM state").fetchone()  # noqa: S608 -- fixed names
     if row is None:
@@ -83,6 +83,15 @@ def _can_be_right(connection: sqlite3.Connection, totals: Totals) -> bool:
 
 
 def oldest_point_ms(connection: sqlite3.Connection) -> int | None:
-    """Read when the oldest group that waits was stored, in milliseconds since 1970; None if none waits."""
+    """Read when the oldest group that waits was stored, in milliseconds since 1970; None if none waits.
+
+    Raises:
+        DamagedRowError: if it does not say.
+    """
     row = connection.execute("SELECT now_ms FROM points ORDER BY number LIMIT 1").fetchone()
-    return None if row is None else int(row[0])
+    if row is None:
+        return None
+    if type(row[0]) is not int:
+        msg = "the oldest group holds values of wrong types"
+        raise DamagedRowError(msg)
+    return row[0]

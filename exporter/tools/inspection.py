@@ -4,14 +4,16 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
 from exporter.control import socket_address
 from exporter.counters import EVENTS
 from exporter.journal.codec import decompress
-from exporter.journal.derived_store import read_derived
+from exporter.journal.damage import DamagedRowError, is_damage
+from exporter.journal.derived_store import is_damaged_text, read_derived
+from exporter.journal.gaps import DEAD_LETTERS, POINTS, Table
 from exporter.journal.letters import connect_to_read
 from exporter.journal.reader import JournalReader
 from exporter.journal.records import Totals
@@ -78,6 +80,9 @@ def status(path: Path) -> Status:
     with reading(path) as connection:
         connection.execute("BEGIN")
         totals = read_totals(connection)
+        if not all(type(value) is int for value in astuple(totals)[:-1]):  # the last one may be None
+            msg = "a total is not a number"
+            raise DamagedRowError(msg)
         family = (EVENTS.name,)
         return Status(
             totals=totals,
@@ -141,35 +146,63 @@ def verify(path: Path) -> Iterator[str]:
     Raises:
         DataError: if it cannot be read at all.
     """
-    try:
-        with reading(path) as connection:
-            connection.execute("BEGIN")
-            problems = [row[0] for row in connection.execute(f"PRAGMA integrity_check({_MAX_FINDINGS})").fetchall()]
-            yield from (problem for problem in problems if problem != "ok")
-            if problems == ["ok"]:
-                yield from _check_contents(connection)
-    except sqlite3.DatabaseError as error:
-        yield str(error)
+    with reading(path) as connection:
+        connection.execute("BEGIN")
+        sums: list[int] = []
+        checks = {
+            "pages": _check_pages(connection),
+            "points": _check_lines(connection, POINTS, "group", sums),
+            "dead letters": _check_lines(connection, DEAD_LETTERS, "dead letter", sums),
+            "totals": _check_totals(connection, sums),
+            "what is known of devices": _check_derived(connection),
+        }
+        for what, check in checks.items():
+            try:
+                yield from check
+            except sqlite3.DatabaseError as error:
+                if not _is_of_the_file(error):
+                    raise
+                yield f"{what}: {error}"
 
 
-def _check_contents(connection: sqlite3.Connection) -> Iterator[str]:
+def _is_of_the_file(error: sqlite3.DatabaseError) -> bool:
+    """Tell what is wrong with the file from trouble with the disk, or with rights: that is no finding."""
+    is_wrong = getattr(error, "sqlite_errorcode", None) in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
+    return is_wrong or is_damage(error) or is_damaged_text(error)
+
+
+def _check_pages(connection: sqlite3.Connection) -> Iterator[str]:
+    for (problem,) in connection.execute(f"PRAGMA integrity_check({_MAX_FINDINGS})").fetchall():
+        if problem != "ok":
+            yield problem
+
+
+def _check_lines(connection: sqlite3.Connection, table: Table, what: str, sums: list[int]) -> Iterator[str]:
+    """Check each row, and add up points and bytes; what cannot be read to its end has no sums."""
+    count = size = 0
+    cursor = connection.execute(f"SELECT {table.key}, count, bytes, lines FROM {table.name} ORDER BY {table.key}")  # noqa: S608 -- fixed names
+    for number, points, row_bytes, blob in cursor:
+        if (type(points), type(row_bytes), type(blob)) != (int, int, bytes):
+            yield f"{what} {number}: holds values of wrong types"
+            continue
+        count += points
+        size += row_bytes
+        if _lines(blob, points) is None:
+            yield f"{what} {number}: its {points} points cannot be read"
+    sums += [count, size]
+
+
+def _check_totals(connection: sqlite3.Connection, sums: list[int]) -> Iterator[str]:
     totals = read_totals(connection)
-    sums = []
-    for table, key, what in (("points", "number", "group"), ("dead_letters", "id", "dead letter")):
-        count = size = 0
-        cursor = connection.execute(f"SELECT {key}, count, bytes, lines FROM {table} ORDER BY {key}")  # noqa: S608 -- fixed names
-        for number, points, row_bytes, blob in cursor:
-            count += points
-            size += row_bytes
-            if _lines(blob, points) is None:
-                yield f"{what} {number}: its {points} points cannot be read"
-        sums += [count, size]
     noted = [totals.points, totals.bytes, totals.dead_letter_points, totals.dead_letter_bytes]
-    if sums != noted:
+    if len(sums) == len(noted) and sums != noted:
         yield f"the totals (points, bytes, dead letters, their bytes) are noted as {noted}, and are {sums}"
     remembered = _number(connection, "SELECT coalesce(sum(count), 0) FROM event_ids")
     if remembered != totals.event_ids:
         yield f"{totals.event_ids} remembered events are noted, and there are {remembered}"
+
+
+def _check_derived(connection: sqlite3.Connection) -> Iterator[str]:
     if damage := read_derived(connection).damage:
         yield f"what is known of devices is damaged, and begins anew at the next start: {damage}"
 
