@@ -191,6 +191,8 @@ async def test_what_cannot_forget_is_said_plainly(
     outcome = await operator.run("forget", DEVICE, "--influx-url", f"http://127.0.0.1:{free_port()}")
     assert (5, True) == (outcome.code, "cannot be reached" in outcome.stderr)
     assert 2 == (await operator.run("forget", " ")).code
+    outcome = await operator.run("forget", "\udcff")  # what Python makes of a byte that is no UTF-8
+    assert (2, "error: DEVICE_ID: is not UTF-8, as every id is\n") == (outcome.code, outcome.stderr)
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------------
@@ -459,6 +461,12 @@ async def test_a_replay_that_stops_says_where_to_go_on(tmp_path: Path, v2_influx
         "go on with --from-line 3\n" in outcome.stderr,
         f"error: {path}: line 4: holds points, and those before events; replay them apart\n" in outcome.stderr,
     ), outcome
+    path.write_text('{"app_id": "a", "action": "set"}\n' + "[" * 100_000)
+    outcome = await operator.run("replay", str(path), "--batch", "1")
+    assert (2, f"go on with --from-line 2\nerror: {path}: line 2: is nested too deeply\n") == (
+        outcome.code,
+        outcome.stderr,
+    )
     points = tmp_path / "points"
     points.write_text("# a comment\ncapgo_stats count=1i 1\n")
     operator.env["EXPORTER_STATS_PATH"] = "/capgo/stats"  # the reason is asked for at the server's root

@@ -95,7 +95,10 @@ def test_files_come_in_batches(name: str, tmp_path: Path) -> None:
         ("m x=1 1\n{}\n", "line 2: holds events, and those before points"),
         ('m x="\x01" 1\n', "line 1: no line protocol"),
         ("3\n", "line 1: "),
+        ('{"a": 1}\n' + "[" * 100_000, "line 2: is nested too deeply"),
+        ('{"a": 1}\n' + '{"a": ' * 100_000, "line 2: is nested too deeply"),
     ],
+    ids=range(7),
 )
 def test_wrong_lines_are_named(text: str, problem: str, tmp_path: Path) -> None:
     """By their number, with what is wrong."""

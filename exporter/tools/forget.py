@@ -44,6 +44,11 @@ def forget(device_id: str, **options: str | None) -> None:
     if not device_id.strip():
         msg = "DEVICE_ID: is empty"
         raise UsageError(msg)
+    try:
+        device_id.encode()
+    except UnicodeEncodeError:  # Python's stand-in for a byte that is no text
+        msg = "DEVICE_ID: is not UTF-8, as every id is"
+        raise UsageError(msg) from None
     settings = read_settings(**options)
     path = journal_path(settings.data_dir)
     # As they stand in points, which hold no control characters; an id too long for a field is not found.

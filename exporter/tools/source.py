@@ -105,6 +105,9 @@ def _batches(
         except (ValueError, msgspec.DecodeError) as error:
             msg = f"{path}: line {number}: {error}"
             raise UsageError(msg) from None
+        except RecursionError:
+            msg = f"{path}: line {number}: is nested too deeply"
+            raise UsageError(msg) from None
         if kind is not None and found != kind:
             msg = f"{path}: line {number}: holds {found}, and those before {kind}; replay them apart"
             raise UsageError(msg)
