@@ -47,13 +47,23 @@ class Source:
     options: Mapping[str, Any]
     dotenv: Path | None
 
-    def load(self) -> Settings:
+    def load(self, *, needs_dotenv: bool = False) -> Settings:
         """Read the settings.
+
+        Args:
+            needs_dotenv: whether it is a mistake that there is no `.env` file.
 
         Raises:
             SettingsError: with one line per mistake.
         """
+        if needs_dotenv and not self.has_dotenv():
+            msg = f"{self.dotenv}: is gone; SIGHUP does without it"
+            raise SettingsError([msg])
         return load(self.environ, self.options, self.dotenv)
+
+    def has_dotenv(self) -> bool:
+        """Tell whether there is a `.env` file now."""
+        return self.dotenv is not None and self.dotenv.is_file()
 
     def files(self) -> set[Path]:
         """Name the files that are read: the `.env` file, and those that variables name."""

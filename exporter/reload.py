@@ -64,6 +64,7 @@ class Reloader:
         self._telemetry = telemetry
         self._asked = asked
         self._files = self._name_files()
+        self._had_dotenv = source.has_dotenv()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -83,21 +84,26 @@ class Reloader:
                     await self._asked.wait()
             now = _look(self._files)
             if self._asked.is_set() or now == last != read:
+                self.reload(is_asked=self._asked.is_set())
                 self._asked.clear()
-                self.reload()
                 read = now
             last = now
 
-    def reload(self) -> None:
-        """Read the settings anew and apply them; if they are wrong, the old ones stay."""
+    def reload(self, *, is_asked: bool) -> None:
+        """Read the settings anew and apply them; if they are wrong, the old ones stay.
+
+        A `.env` file that is gone is wrong unless somebody asked: one that is being replaced may be gone for a moment,
+        and limits and the allow-list must not go with it.
+        """
         with self._manager.reloading():
             try:
-                self._take(self._source.load())
+                self._take(self._source.load(needs_dotenv=self._had_dotenv and not is_asked))
             except SettingsError as error:
                 log.error("the settings are wrong; the old ones stay", problems=error.problems)  # noqa: TRY400 -- no traceback for a typing error
                 self._telemetry.reload_successful.set(0)
             else:
                 self._telemetry.reload_successful.set(1)
+                self._had_dotenv = self._source.has_dotenv()
             self._files = self._name_files()
 
     def _take(self, wanted: Settings) -> None:

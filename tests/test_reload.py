@@ -127,6 +127,25 @@ async def test_what_is_no_path_does_not_end_the_watch(exporter_process: StartExp
     assert await is_right(exporter)
 
 
+async def test_a_dotenv_file_that_is_gone_takes_no_limit_with_it(exporter_process: StartExporter) -> None:
+    """While it is replaced the old settings hold, and then the new ones; without it none do, if that is asked for."""
+    exporter = await exporter_process()
+    dotenv = exporter.process.directory / ".env"
+    write(dotenv, "EXPORTER_ALLOWED_APPS=com.example.other\nEXPORTER_UNLISTED_APPS=reject\n")
+    await hangup(exporter)
+    dotenv.unlink()
+    await wait_for(lambda: exporter.events(WRONG), "the loss of the file to be noticed")
+    assert [".env: is gone; SIGHUP does without it"] == exporter.events(WRONG)[-1]["problems"]
+    assert (403, False) == ((await exporter.post(EVENT)).status, await is_right(exporter))
+    before = len(exporter.events(READ))
+    write(dotenv, "EXPORTER_ALLOWED_APPS=com.example.third\nEXPORTER_UNLISTED_APPS=reject\n")
+    await wait_for(lambda: len(exporter.events(READ)) > before, "the file to be noticed")
+    assert (403, True) == ((await exporter.post(EVENT)).status, await is_right(exporter))
+    dotenv.unlink()
+    await hangup(exporter)
+    assert (200, True) == ((await exporter.post(EVENT)).status, await is_right(exporter))
+
+
 async def test_the_dotenv_file_is_read_anew(exporter_process: StartExporter) -> None:
     """What it holds of limits and of allowed apps changes; what needs a restart is named, and stays as it is."""
     exporter = await exporter_process()
