@@ -26,7 +26,7 @@ from exporter.journal.records import PointsRow
 from exporter.lines import Lines
 from exporter.pace import MAX_POINTS, Backoff, Pace
 from exporter.refusals import Report
-from exporter.sender import PATIENCE, GaveUpError, Sender, StuckError, Writer, pause
+from exporter.sender import GaveUpError, Sender, StuckError, Writer, pause
 from exporter.shelf import Batch, Shelf
 from exporter.telemetry import Telemetry
 
@@ -64,7 +64,7 @@ class Delivery:
         self._telemetry = telemetry
         self._jitter = jitter
         self._pace = Pace(time.monotonic)
-        self._shelf = Shelf(time.monotonic)
+        self._shelf = Shelf(time.monotonic, Backoff(jitter))
         self._was_on_shelf = False
         self._is_stuck = False
         self._read_error = ""
@@ -119,20 +119,28 @@ class Delivery:
                 try:
                     await self._send(sender, *taken)
                 finally:
+                    self._shelf.end(taken[0])
                     self._end(taken[1])
+                    if len(self._shelf):
+                        self._stored.set()  # Whoever waits for points has to know when a batch is due.
 
     async def _send(self, sender: Sender, batch: Batch, rows: list[PointsRow]) -> None:
         report = Report()
         lines = await self._in_thread(_read_lines, rows, report)
+        aside = None if batch.failures is None else self._shelf.backoff
         try:
-            patience = PATIENCE if batch.failures is None else 1
-            await sender.send(lines, report, most=batch.points, patience=patience)
+            await sender.send(lines, report, start=batch.start, most=batch.points, aside=aside)
         except StuckError as stuck:
             self._shelve(batch, rows, stuck)
             return
-        await self._remove(rows, report)
-        self._committer.drops.settle(rows)
-        self._count(report)
+        if not batch.start:
+            await self._remove(rows, report)
+            self._committer.drops.settle(rows)
+            self._count(report)
+        elif aside is None:
+            self._shelf.put_back(replace(batch, start=0))
+        else:
+            self._shelf.put_aside(batch, rows, _points(rows))
 
     async def _read_noted(self, *, is_gathering: bool) -> tuple[Batch, list[PointsRow]] | None:
         """Read what is next, and note that this sender has it under way, for `settle`."""
@@ -152,14 +160,18 @@ class Delivery:
 
     def _shelve(self, batch: Batch, rows: list[PointsRow], stuck: StuckError) -> None:
         """Let others have their turn before a batch that failed; its points stay in the journal."""
-        self._stored.set()  # Whoever waits for points has to know when this batch is due.
-        if batch.failures is None and not stuck.others_go:
-            self._shelf.put_back(batch)
+        answers = stuck.answers if batch.answers is None else batch.answers
+        failed = replace(batch, answers=self._pace.answers)
+        if batch.failures is not None:
+            self._shelf.hold()
+        elif self._pace.answers == answers:
+            # Where nothing else waits, only its own next request can show that InfluxDB takes others.
+            self._shelf.put_back(replace(failed, start=stuck.tried % _points(rows)))
             return
         if not self._is_stuck:
             log.warning("InfluxDB fails on some points again and again; they wait, and the others go on")
         self._is_stuck = True
-        self._shelf.put_aside(batch, rows)
+        self._shelf.put_aside(failed, rows, stuck.tried, stuck.retry_after_seconds)
 
     async def _take(self) -> tuple[Batch, list[PointsRow]] | None:
         """Take the next groups to send; wait until there are some. None: draining, and there are none."""
@@ -215,7 +227,7 @@ class Delivery:
             self._taken_until = read[-1].number
             rows = self._committer.drops.begin(read)
         if rows:
-            few = sum(row.points for row in rows) < _FEW_POINTS
+            few = _points(rows) < _FEW_POINTS
             self._not_before = time.monotonic() + _GATHER_SECONDS if few else 0.0
         return rows
 
@@ -232,10 +244,11 @@ class Delivery:
                 self._shelf.put_back(batch)
                 raise
             if rows and rows[-1].number < batch.last:
-                self._shelf.put_back(replace(batch, first=rows[-1].number + 1))
+                self._shelf.put_back(replace(batch, first=rows[-1].number + 1, start=0))
             if rows := self._committer.drops.begin(rows):
+                self._shelf.begin(batch)
                 return batch, rows
-        self._is_stuck = self._is_stuck and len(self._shelf) > 0
+        self._is_stuck = self._is_stuck and self._shelf.count_aside() > 0
         return None
 
     async def _remove(self, rows: list[PointsRow], report: Report) -> None:
@@ -291,6 +304,10 @@ class Delivery:
 
     async def _in_thread(self, function: Callable[..., _Result], *args: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+
+def _points(rows: list[PointsRow]) -> int:
+    return sum(row.points for row in rows)
 
 
 def _read_lines(rows: list[PointsRow], report: Report) -> Lines:

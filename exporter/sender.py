@@ -31,16 +31,20 @@ class GaveUpError(Exception):
 
 
 class StuckError(Exception):
-    """Requests failed again and again.
+    """A request failed again and again.
 
     Attributes:
-        others_go: whether others were taken meanwhile.
+        tried: how many of the lines are settled or tried in vain.
+        answers: how often the server had answered anybody before the request failed for the first time.
+        retry_after_seconds: how long the server asks to wait.
     """
 
-    def __init__(self, *, others_go: bool) -> None:
-        """Keep whether others were taken."""
+    def __init__(self, *, tried: int, answers: int, retry_after_seconds: float) -> None:
+        """Keep what is known of it."""
         super().__init__()
-        self.others_go = others_go
+        self.tried = tried
+        self.answers = answers
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Sender:
@@ -73,66 +77,66 @@ class Sender:
         self._draining = draining
         self._on_answer = on_answer
 
-    async def send(self, lines: Lines, report: Report, *, most: int, patience: int = PATIENCE) -> None:
+    async def send(
+        self, lines: Lines, report: Report, *, start: int = 0, most: int, aside: Backoff | None = None
+    ) -> None:
         """Send lines, in requests of a size that the server takes, until each is stored or refused for good.
 
         Args:
             lines: what to send.
             report: told what became of them.
+            start: the number of the first one that is sent.
             most: so many go into one request at most.
-            patience: how often a request is sent before the others are.
+            aside: the backoff of batches that were put aside. Those fail at once, say nothing of what the server can
+                take, and wait elsewhere, so that this sender is free for others.
 
         Raises:
             GaveUpError: if a request has to be sent again, while draining.
-            StuckError: if requests failed; the others are settled, but what the report says is then of no use.
+            StuckError: if a request failed again and again; what the report says is then of no use.
         """
-        start = failures = 0
-        answers: int | None = None  # how often the server had answered before the first failure
-        is_stuck = False
+        failures = answers = 0
         while start < len(lines):
             part = lines.part(start, start + min(self._pace.points, most))
-            answers_before = self._pace.answers
-            answer = await self._attempt(part)
-            if answer.verdict is Verdict.RETRY:
-                answers = answers_before if answers is None else answers
-                if answer.reason in _OVERLOADED:
-                    self._pace.shrink(len(part), _LEAST_WHEN_OVERLOADED)
-                failures += 1
-                if failures < patience:
-                    continue
-                is_stuck, patience = True, 1
-            elif answer.verdict is Verdict.TOO_LARGE and len(part) > 1:
+            answers = answers if failures else self._pace.answers
+            answer = await self._attempt(part, aside)
+            if answer.verdict is Verdict.TOO_LARGE and len(part) > 1:
                 self._pace.shrink(len(part))
                 continue
+            failed: Answer | None = answer
+            if answer.verdict is Verdict.RETRY:
+                if answer.reason in _OVERLOADED and aside is None:
+                    self._pace.shrink(len(part), _LEAST_WHEN_OVERLOADED)
+                failures += 1
+                if failures < _patience(aside):
+                    continue
             else:
                 if answer.verdict is Verdict.STORED:
                     self._pace.grow(len(part))
-                if not await self._settle(part, answer, report):
-                    is_stuck, patience = True, 1
+                failed = await self._settle(part, answer, report, aside)
             start += len(part)
             failures = 0
-        if is_stuck:
-            raise StuckError(others_go=answers is None or self._pace.answers > answers)
+            if failed:
+                raise StuckError(tried=start, answers=answers, retry_after_seconds=failed.retry_after_seconds)
 
-    async def _settle(self, part: Lines, answer: Answer, report: Report) -> bool:
+    async def _settle(self, part: Lines, answer: Answer, report: Report, aside: Backoff | None) -> Answer | None:
         """Take an answer about lines, and send again what it leaves open, until nothing is.
 
         Refused lines are found by their numbers or by halving, with a bounded number of requests; what is not resolved
         by then becomes dead letters as a block.
 
         Returns:
-            Whether everything is settled; not if a request failed again and again.
+            The answer to a request that failed again and again; None if everything is settled.
         """
         parts = sort_out(part, answer, report)
         error = answer.error
         requests = 1
         failures = 0
         while parts and requests < REQUEST_BUDGET:
-            answer = await self._attempt(parts[-1])
+            answer = await self._attempt(parts[-1], aside)
             if answer.verdict is Verdict.RETRY:
                 failures += 1
-                if failures >= PATIENCE:
-                    return False
+                if failures >= _patience(aside):
+                    return answer
                 continue
             part = parts.pop()
             failures = 0
@@ -142,9 +146,9 @@ class Sender:
         if parts:
             block = [line for part in reversed(parts) for line in part.lines()]
             report.reject("refused", f"{error} (not all tried one by one)", block)
-        return True
+        return None
 
-    async def _attempt(self, lines: Lines) -> Answer:
+    async def _attempt(self, lines: Lines, aside: Backoff | None) -> Answer:
         """Send one request when the server may be asked; after a failure that may pass, wait before returning."""
         body = await asyncio.get_running_loop().run_in_executor(self._thread, lines.pack)
         while (seconds := self._pace.wait_seconds()) and not self._draining.is_set():
@@ -153,13 +157,19 @@ class Sender:
         self._on_answer(answer)
         if answer.verdict is not Verdict.RETRY:
             self._pace.answers += 1
-            self._backoff.succeeded()
+            (aside or self._backoff).succeeded()
             return answer
         if self._draining.is_set():
             raise GaveUpError(answer.error)
-        self._pace.hold(answer.retry_after_seconds)
-        await pause(self._backoff.failed(), self._draining)
+        if aside is None:
+            self._pace.hold(answer.retry_after_seconds)
+            await pause(self._backoff.failed(), self._draining)
         return answer
+
+
+def _patience(aside: Backoff | None) -> int:
+    """Give how often a request is sent before others have their turn."""
+    return PATIENCE if aside is None else 1
 
 
 async def pause(seconds: float, unless: asyncio.Event) -> None:

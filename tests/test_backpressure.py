@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,18 @@ from structlog.testing import capture_logs
 
 import exporter.delivery
 import exporter.pace
+import exporter.sender
 import exporter.shelf
 from benchmarks import outage
+from exporter.influx import Answer, Verdict
 from exporter.journal.records import PointsRow
+from exporter.lines import Lines
+from exporter.pace import MAX_POINTS, Backoff, Pace
+from exporter.refusals import Report
+from exporter.sender import Sender, StuckError
 from exporter.shelf import Batch, Shelf
 from exporter.stats import RETRY_AFTER_SECONDS
+from exporter.tools.keeper import open_keeper
 from tests.conftest import V2InfluxDB
 from tests.support import recordings
 from tests.support.cuttingproxy import Cut, CuttingProxy
@@ -241,6 +250,75 @@ async def test_points_on_which_influxdb_fails_for_ever(scripted_influx: Scripted
 
 
 @pytest.mark.usefixtures("fast")
+async def test_no_sender_waits_with_points_that_fail_for_ever(
+    scripted_influx: ScriptedInflux, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the waits have grown, the others are stored at once, and an operator's command is done."""
+    scripted_influx.default = RefuseRecords(is_bad, BROKEN)
+    async with delivering(scripted_influx) as server:
+        for count in range(1, 4):
+            await accept(server, events(20, name=BAD))
+
+            async def is_set_aside(count: int = count) -> bool:
+                await accept(server, events(1))
+                return await server.sample("capgo_exporter_delivery_set_aside_batches") == count
+
+            await wait_for(is_set_aside, f"{count} batches to be set aside")
+        failures = await server.sample("capgo_exporter_delivery_requests_total", status="500")
+        monkeypatch.setattr(exporter.pace, "MIN_DELAY_SECONDS", 1000.0)
+        monkeypatch.setattr(exporter.pace, "MAX_DELAY_SECONDS", 1000.0)
+
+        async def has_failed() -> bool:
+            return await server.sample("capgo_exporter_delivery_requests_total", status="500") > failures
+
+        await wait_for(has_failed, "a set-aside batch to fail")
+        for _ in range(5):
+            batch = devices(await accept(server, events(2)))
+            await wait_for(lambda: set(batch) <= set(stored_devices(scripted_influx)))  # noqa: B023 -- called at once
+        async with open_keeper(server.settings.data_dir) as keeper:
+            assert 0 == (await keeper.forget(("nobody",))).points
+        scripted_influx.default = ACCEPT
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_batch_alone_of_which_some_fail_for_ever(
+    scripted_influx: ScriptedInflux, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own next requests are tried although no other batch shows that InfluxDB takes anything."""
+    monkeypatch.setattr(exporter.sender, "_LEAST_WHEN_OVERLOADED", 10)
+    bad, good = events(20, name=BAD), events(30)
+    await fill(tmp_path, [*bad, *good])
+    scripted_influx.default = RefuseRecords(is_bad, BROKEN)
+    async with delivering(scripted_influx, data_dir=tmp_path) as server:
+        await wait_for(lambda: devices(good) == stored_devices(scripted_influx))
+        scripted_influx.default = ACCEPT
+        await emptied(server)
+        assert 50 == await delivered(server)
+    assert devices([*bad, *good]) == stored_devices(scripted_influx)
+
+
+class Failing:
+    """An InfluxDB that fails on everything, and asks to wait."""
+
+    async def write(self, body: bytes) -> Answer:
+        """Fail."""
+        del body
+        return Answer(Verdict.RETRY, "503", "server_error", retry_after_seconds=1000.0)
+
+
+async def test_what_was_set_aside_says_nothing_of_others() -> None:
+    """A request of it that fails neither makes others smaller, nor holds them, nor keeps its sender."""
+    pace = Pace(lambda: 0.0)
+    aside = Backoff(lambda _, high: high)
+    with ThreadPoolExecutor(1) as thread:
+        sender = Sender(Failing(), pace, aside, thread=thread, draining=asyncio.Event(), on_answer=lambda _: None)
+        with pytest.raises(StuckError) as stuck:
+            await sender.send(Lines.of(["a", "b", "c", "d"]), Report(), start=1, most=2, aside=aside)
+    assert (3, 0, 1000.0) == (stuck.value.tried, stuck.value.answers, stuck.value.retry_after_seconds)
+    assert (MAX_POINTS, 0.0) == (pace.points, pace.wait_seconds())
+
+
+@pytest.mark.usefixtures("fast")
 async def test_refusals_in_a_search_that_fails_for_ever(scripted_influx: ScriptedInflux, tmp_path: Path) -> None:
     """A server that fails in the middle of a search for bad lines holds nobody up, and no dead letter is doubled."""
     bad, broken = events(1, name=BAD), events(1, name="broken")
@@ -290,13 +368,13 @@ def shelf_at() -> tuple[Shelf, Callable[[float], None]]:
     def move(seconds: float) -> None:
         now[0] = seconds
 
-    return Shelf(lambda: now[0]), move
+    return Shelf(lambda: now[0], Backoff(lambda _, high: high)), move
 
 
 def test_a_batch_put_aside_becomes_smaller(shelf_at: tuple[Shelf, Callable[[float], None]]) -> None:
     """It is halved down to one group, then sent in smaller requests, at most a hundred, and later and later."""
     shelf, move = shelf_at
-    shelf.put_aside(Batch(1, 3), rows(400, 400, 400))
+    shelf.put_aside(Batch(1, 3), rows(400, 400, 400), 1200)
     assert (2, 5.0, []) == (len(shelf), shelf.wait_seconds(), taken(shelf))
     move(5)
     assert [(1, 1), (2, 3)] == [(batch.first, batch.last) for batch in taken(shelf)]
@@ -304,7 +382,7 @@ def test_a_batch_put_aside_becomes_smaller(shelf_at: tuple[Shelf, Callable[[floa
     sizes, delays = [], []
     for now in range(0, 20_000, 1000):
         move(now)
-        shelf.put_aside(batch, rows(400))
+        shelf.put_aside(batch, rows(400), 400)
         delays.append(shelf.wait_seconds())
         move(now + 999)
         (batch,) = taken(shelf)
@@ -314,11 +392,43 @@ def test_a_batch_put_aside_becomes_smaller(shelf_at: tuple[Shelf, Callable[[floa
     assert 300 == delays[-1]
 
 
+def test_the_rest_of_a_group_is_tried_before_it_becomes_smaller(
+    shelf_at: tuple[Shelf, Callable[[float], None]],
+) -> None:
+    """What is behind the request that failed has its turn, and so do others before; the next round is smaller."""
+    shelf, _ = shelf_at
+    batch = Batch(1, 1, points=100, failures=0)
+    shelf.put_aside(batch, rows(400), 100)
+    assert [replace(batch, start=100)] == taken(shelf)
+    shelf.put_aside(replace(batch, start=300), rows(400), 400)
+    assert (5.0, [replace(batch, points=50, due=5.0)]) == (shelf.wait_seconds(), [shelf.take(is_last_chance=True)])
+
+
+def test_one_batch_that_was_put_aside_is_under_way(shelf_at: tuple[Shelf, Callable[[float], None]]) -> None:
+    """So a sender is free for the others; after a failure all of them wait, and one that is to wait longer does."""
+    shelf, move = shelf_at
+    shelf.put_aside(Batch(1, 2), rows(10, 10), 20)
+    move(5)
+    batch = shelf.take(is_last_chance=False)
+    assert batch is not None
+    shelf.begin(batch)
+    assert (None, [], 2) == (shelf.wait_seconds(), taken(shelf), shelf.count_aside())
+    shelf.put_back(Batch(3, 3))
+    assert [3] == [each.first for each in taken(shelf)]
+    shelf.hold()
+    shelf.put_aside(batch, rows(10), 10, 1000.0)
+    shelf.end(batch)
+    assert (0.5, []) == (shelf.wait_seconds(), taken(shelf))
+    move(5.5)
+    assert [2] == [each.first for each in taken(shelf)]
+    assert 999.5 == shelf.wait_seconds()
+
+
 def test_a_batch_put_back_is_due_at_once(shelf_at: tuple[Shelf, Callable[[float], None]]) -> None:
     """It stays as it is; and at the end everything has its last chance, whether it is due or not."""
     shelf, _ = shelf_at
     assert (None, None) == (shelf.wait_seconds(), shelf.take(is_last_chance=True))
-    shelf.put_aside(Batch(1, 1), rows(10))
+    shelf.put_aside(Batch(1, 1), rows(10), 10)
     shelf.put_back(Batch(2, 5))
     assert 0.0 == shelf.wait_seconds()
     assert [Batch(2, 5)] == taken(shelf)
