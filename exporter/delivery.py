@@ -162,16 +162,19 @@ class Delivery:
         """Let others have their turn before a batch that failed; its points stay in the journal."""
         answers = stuck.answers if batch.answers is None else batch.answers
         failed = replace(batch, answers=self._pace.answers)
-        if batch.failures is not None:
+        is_aside = batch.failures is not None
+        if is_aside:
             self._shelf.hold()
-        elif self._pace.answers == answers:
+        if self._pace.answers > answers:
+            if not self._is_stuck:
+                log.warning("InfluxDB fails on some points again and again; they wait, and the others go on")
+            self._is_stuck = True
+            self._shelf.put_aside(failed, rows, stuck.tried, stuck.retry_after_seconds)
+        elif is_aside:
+            self._shelf.put_off(failed, stuck.retry_after_seconds)
+        else:
             # Where nothing else waits, only its own next request can show that InfluxDB takes others.
             self._shelf.put_back(replace(failed, start=stuck.tried % _points(rows)))
-            return
-        if not self._is_stuck:
-            log.warning("InfluxDB fails on some points again and again; they wait, and the others go on")
-        self._is_stuck = True
-        self._shelf.put_aside(failed, rows, stuck.tried, stuck.retry_after_seconds)
 
     async def _take(self) -> tuple[Batch, list[PointsRow]] | None:
         """Take the next groups to send; wait until there are some. None: draining, and there are none."""

@@ -65,9 +65,13 @@ class Shelf:
         """Count those that were put aside, with the one that is under way."""
         return self._under_way + sum(batch.failures is not None for batch in self._batches)
 
-    def put_back(self, batch: Batch, seconds: float = 0.0) -> None:
-        """Keep a batch as it is, for so long at least."""
-        self._batches.append(replace(batch, due=self._monotonic() + seconds))
+    def put_back(self, batch: Batch) -> None:
+        """Keep a batch as it is."""
+        self._batches.append(batch)
+
+    def put_off(self, batch: Batch, seconds: float) -> None:
+        """Keep a batch that failed as everything does now: as it is, but for later; it waits for so long at least."""
+        self._batches.append(replace(batch, due=self._monotonic() + max(FIRST_DELAY_SECONDS, seconds)))
 
     def put_aside(self, batch: Batch, rows: list[PointsRow], tried: int, seconds: float = 0.0) -> None:
         """Keep a batch that failed while others were taken: in halves, or else for smaller requests, later.
