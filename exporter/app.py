@@ -244,7 +244,7 @@ def _make_web(
         ended_tasks=tasks.ended,
         is_open=lambda: intake.is_open,
         is_draining=lambda: drain.begun,
-        influx=lambda: "not configured" if delivery is None else delivery.failure or "ok",
+        influx=lambda: _influx_state(delivery, tasks),
         stats_path=settings.stats_path,
     )
     public.add_routes(stats_routes(settings.stats_path, stats, has_token=settings.ingest_token is not None))
@@ -267,6 +267,15 @@ def _make_web(
     return Exporter(
         public, private, connections, http_log, drain, intake.derivation, is_alive, live.apply, state.telemetry
     )
+
+
+def _influx_state(delivery: Delivery | None, tasks: Tasks) -> str:
+    """Say how delivery is: what its last answer was says nothing once it has ended."""
+    if delivery is None:
+        return "not configured"
+    if _DELIVERY in tasks.ended():
+        return "delivery has ended; restart the exporter"
+    return delivery.failure or "ok"
 
 
 def _secret(value: SecretStr | None) -> str | None:

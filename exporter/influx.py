@@ -20,9 +20,10 @@ from influxdb_client.service.write_service import WriteService
 # What follows is matched at this place alone: later in the message there may be text that devices sent.
 _PARTIAL_WRITE: Final = "partial write: "
 _BEYOND_RETENTION: Final = re.compile(
-    r"points beyond retention policy dropped=(\d+)|dropped (\d+) points outside retention policy"  # 2.7.11 and later
+    r"points beyond retention policy dropped=(\d{1,15})\b"
+    r"|dropped (\d{1,15}) points outside retention policy"  # 2.7.11 and later
 )
-_REFUSED: Final = re.compile(r"dropped=(\d+)\Z")
+_REFUSED: Final = re.compile(r"dropped=(\d{1,15})\Z")
 _ECHO: Final = re.compile(r"""'[^']*=.*'|\bcapgo_\w+,.*|=\\?".*""")
 """What a server repeats of a refused line, as far as the last quote: that holds what devices sent."""
 
@@ -180,7 +181,7 @@ def _seconds(retry_after: str) -> float:
     except ValueError:
         try:
             when = parsedate_to_datetime(retry_after)
-        except ValueError:
+        except (ValueError, OverflowError):  # The second is what a huge year or time zone raises.
             return 0.0
         seconds = (when - datetime.now(UTC)).total_seconds() if when.tzinfo else 0.0
     return min(max(0.0, seconds), _MAX_RETRY_AFTER_SECONDS)  # In this order `nan` counts as 0.

@@ -133,6 +133,11 @@ def test_page_of_a_proxy(status: int, verdict: Verdict) -> None:
         ("Wed, 01 Jan 2020 00:00:00 GMT", 0.0),
         ("Wed, 01 Jan 2020 00:00:00 -0000", 0.0),
         ("Thu, 01 Jan 2970 00:00:00 GMT", 300.0),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999", 0.0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0.0),
+        ("Mon, 01 Jan 9999 23:59:59 -2359", 300.0),
+        ("9" * 5000, 300.0),
+        (f"Mon, 01 Jan {'9' * 5000} 00:00:00 GMT", 0.0),
     ],
 )
 def test_retry_after(header: str, expected: float) -> None:
@@ -166,6 +171,15 @@ def test_any_body_is_judged(body: str) -> None:
     """A body of any form is judged by its status, and no form of it raises."""
     result = judge(400, "", body)
     assert (Verdict.REFUSED, {}) == (result.verdict, result.bad_lines)
+
+
+@pytest.mark.parametrize(
+    "said", ["points beyond retention policy dropped={}", "dropped {} points outside retention policy", "x dropped={}"]
+)
+def test_absurd_count_is_not_read(said: str) -> None:
+    """A number that no server can mean is none: the lines are looked for instead."""
+    result = judge(400, "", json.dumps({"message": f"partial write: {said.format('9' * 5000)}"}))
+    assert (Verdict.REFUSED, 0, 0) == (result.verdict, result.beyond_retention, result.refused)
 
 
 def test_error_text_is_short_and_one_line() -> None:

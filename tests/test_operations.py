@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from exporter import __version__
+from exporter.delivery import Delivery
 from exporter.expiry import Expiry
 from exporter.exposition import Page
 from exporter.journal.records import Committed, Transaction
@@ -113,6 +114,21 @@ async def test_ready_but_degraded_while_influxdb_fails(scripted_influx: Scripted
         assert re.match(r"rejected_credentials: 401: ", body["influxdb"])
         assert TOKEN not in str(body)
         scripted_influx.default = ACCEPT
+
+
+async def test_degraded_when_delivery_has_ended(
+    scripted_influx: ScriptedInflux, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever InfluxDB said last, it is not ok if nobody delivers; events are still taken."""
+
+    async def end(delivery: Delivery) -> None:
+        del delivery
+
+    monkeypatch.setattr(Delivery, "run", end)
+    async with running({"influx_url": scripted_influx.url}) as exporter:
+        expected = {"status": "ready", "influxdb": "delivery has ended; restart the exporter", "degraded": True}
+        assert (200, expected) == await get(exporter, "/readyz")
+        assert (503, {"status": "failed", "ended_tasks": ["delivery"]}) == await get(exporter, "/healthz")
 
 
 # --- the landing page -------------------------------------------------------------------------------------------------
