@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
@@ -26,6 +27,9 @@ _BEYOND_RETENTION: Final = re.compile(
 _REFUSED: Final = re.compile(r"dropped=(\d{1,15})\Z")
 _ECHO: Final = re.compile(r"""'[^']*=.*'|\bcapgo_\w+,.*|=\\?".*""")
 """What a server repeats of a refused line, as far as the last quote: that holds what devices sent."""
+
+_USER: Final = re.compile(r"//[^/?#]*@")
+"""User name and password in a URL, whichever way they are encoded."""
 
 _MAX_ERROR_TEXT: Final = 500
 _OK: Final = range(200, 300)
@@ -89,6 +93,7 @@ class InfluxWriter:
         self._org = org
         self._bucket = bucket
         self._token = token
+        self._url = url
 
     async def write(self, body: bytes) -> Answer:
         """Send lines, gzip-compressed into one member, with times in nanoseconds."""
@@ -102,7 +107,9 @@ class InfluxWriter:
             return Answer(Verdict.RETRY, "timeout", "timeout", "no answer within EXPORTER_INFLUX_TIMEOUT")
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
             # ValueError: a URL that the client cannot use, such as one with a password beside the token.
-            return Answer(Verdict.RETRY, "network", "network", _shorten(f"{type(error).__name__}: {error}"))
+            return Answer(
+                Verdict.RETRY, "network", "network", _shorten(hide_user(f"{type(error).__name__}: {error}", self._url))
+            )
         return Answer(Verdict.STORED, "204")
 
     async def close(self) -> None:
@@ -132,6 +139,14 @@ def judge(status: int, retry_after: str, body: str, token: str = "") -> Answer:
             Verdict.REFUSED, str(status), "refused", error, refused=int(refused[1]) if refused else 0, bad_lines=named
         )
     return Answer(Verdict.RETRY, str(status), _reason(status), error, _seconds(retry_after))
+
+
+def hide_user(text: str, url: str) -> str:
+    """Take user names and passwords of URLs out of a text, and those of one URL however the text has them."""
+    user, _, _ = urlsplit(url).netloc.rpartition("@")
+    for form in {user, unquote(user)} - {""}:
+        text = text.replace(form, "***")
+    return _USER.sub("//***@", text)
 
 
 def _reason(status: int) -> str:

@@ -6,7 +6,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from exporter.influx import Answer, InfluxWriter, Verdict, judge
+from exporter.influx import Answer, InfluxWriter, Verdict, hide_user, judge
 from exporter.journal.codec import compress
 from tests.support import recordings
 from tests.support.fakeinflux import DROP, NEVER, ScriptedInflux, answer
@@ -279,6 +279,30 @@ async def test_no_secret_in_error_texts(scripted_influx: ScriptedInflux) -> None
     results.append(await written(f"http://user:{TOKEN}@127.0.0.1:{free_port()}"))
     assert "no such token: ***" == results[0].error
     assert [] == [result for result in results if TOKEN in repr(result)]
+
+
+async def test_no_password_of_a_url_that_cannot_be_used() -> None:
+    """Such a URL stands in the client's error text as a whole; what is wrong with it is shown, its password is not."""
+    result = await written(f"http://user:{TOKEN}@xn--\u2603:8086")
+    assert (Verdict.RETRY, "network") == (result.verdict, result.reason)
+    assert "http://***@xn--\u2603:8086/" in result.error
+    assert TOKEN not in result.error
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("bad netloc 'me:p%40ss', sorry", "bad netloc '***', sorry"),
+        ("bad netloc 'me:p@ss', sorry", "bad netloc '***', sorry"),
+        ("http://me:p%40ss@host/x@y: no", "http://***@host/x@y: no"),
+        ("http://me:p%40%73s@host: no", "http://***@host: no"),
+        ("http://else:where@other: no", "http://***@other: no"),
+        ("no host http://host:8086/", "no host http://host:8086/"),
+    ],
+)
+def test_user_is_hidden(text: str, shown: str) -> None:
+    """User name and password are masked as the URL has them, decoded, and in any other form within a URL."""
+    assert shown == hide_user(text, "http://me:p%40ss@host")
 
 
 def test_short_token_changes_no_verdict() -> None:

@@ -518,6 +518,17 @@ async def test_what_is_wrong_is_said_and_how_to_mend_it(
     ), outcome
 
 
+@pytest.mark.parametrize("command", [("check-config", "--connect"), ("forget", "some-device")], ids=lambda row: row[0])
+async def test_no_password_of_a_url_that_cannot_be_used(command: tuple[str, ...], tmp_path: Path) -> None:
+    """The client's error text holds the whole URL; what is shown of it has no password."""
+    await fill(tmp_path, events(1))
+    env = {"EXPORTER_INFLUX_URL": "http://user:SECRET-1@xn--\u2603:8086"}
+    outcome = await Operator(tmp_path, env).run(*command)
+    assert 5 == outcome.code, outcome
+    assert "http://***@xn--\u2603:8086/" in outcome.stderr
+    assert "SECRET-1" not in outcome.stderr + outcome.stdout
+
+
 async def test_a_bucket_that_forgets_too_soon_is_told_of(v2_influxdb: V2InfluxDB, tmp_path: Path) -> None:
     """Late events would be refused for good."""
     await v2_influxdb.server.query('ALTER RETENTION POLICY "autogen" ON "capgo" DURATION 3d SHARD DURATION 1d')

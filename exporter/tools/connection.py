@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import aiohttp
 
 from exporter.configuration import mask_url
-from exporter.influx import Answer, InfluxWriter, Verdict
+from exporter.influx import Answer, InfluxWriter, Verdict, hide_user
 from exporter.journal.codec import compress
 from exporter.settings import Settings
 from exporter.tools.influxdb import Influx, InfluxError, Kind, PointKey, Server
@@ -68,7 +68,8 @@ def _unreachable(settings: Settings, error: Exception) -> Finding:
         remedy = "nothing answers there: look at firewalls and routes, or raise EXPORTER_INFLUX_TIMEOUT"
     else:
         remedy = "start InfluxDB, or correct host, port and scheme in EXPORTER_INFLUX_URL"
-    return Finding(where, str(error) or "no answer in time", remedy)
+    said = hide_user(str(error), settings.influx_url or "")
+    return Finding(where, said or "no answer in time", remedy)
 
 
 async def _write(settings: Settings, point: PointKey) -> Answer:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from exporter.configuration import mask_url
+from exporter.influx import hide_user
 from exporter.lineprotocol import MEASUREMENT
 from exporter.settings import Settings
 from exporter.tools.problems import RemoteError, UsageError
@@ -217,7 +218,7 @@ async def connected(settings: Settings) -> AsyncIterator[Influx]:
         msg = f"{where}: {error}; `capgo-exporter check-config --connect` looks closer"
         raise RemoteError(msg) from None
     except (aiohttp.ClientError, TimeoutError) as error:
-        msg = f"{where}: cannot be reached: {str(error) or 'no answer in time'}"
+        msg = f"{where}: cannot be reached: {hide_user(str(error), settings.influx_url) or 'no answer in time'}"
         raise RemoteError(msg) from None
 
 
