@@ -15,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
-from influxdb_client.rest import ApiException
 from influxdb_client.service.write_service import WriteService
 
 # What follows is matched at this place alone: later in the message there may be text that devices sent.
@@ -35,7 +34,8 @@ _MAX_ERROR_TEXT: Final = 500
 _OK: Final = range(200, 300)
 _THROTTLED: Final = 429
 _TOO_LARGE: Final = 413
-_BAD_LINES: Final = (400, 422)
+_CREATED: Final = 201
+_BAD_LINES: Final = (_CREATED, 400, 422)
 _CREDENTIALS: Final = (401, 403)
 _NOT_FOUND: Final = 404
 _SERVER_ERROR: Final = 500
@@ -98,11 +98,18 @@ class InfluxWriter:
     async def write(self, body: bytes) -> Answer:
         """Send lines, gzip-compressed into one member, with times in nanoseconds."""
         try:
-            await self._service.post_write_async(
-                self._org, self._bucket, body, precision="ns", content_encoding="gzip", content_type="text/plain"
+            # The client drops the body of a 2xx; so the answer is read here.
+            response: aiohttp.ClientResponse = await self._service.post_write_async(
+                self._org,
+                self._bucket,
+                body,
+                precision="ns",
+                content_encoding="gzip",
+                content_type="text/plain",
+                _preload_content=False,
             )
-        except ApiException as error:
-            return judge(int(error.status or 0), _header(error, "Retry-After"), _body(error), self._token)
+            async with response:
+                said = (await response.read()).decode(errors="replace") or response.reason or ""
         except TimeoutError:
             return Answer(Verdict.RETRY, "timeout", "timeout", "no answer within EXPORTER_INFLUX_TIMEOUT")
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
@@ -110,7 +117,7 @@ class InfluxWriter:
             return Answer(
                 Verdict.RETRY, "network", "network", _shorten(hide_user(f"{type(error).__name__}: {error}", self._url))
             )
-        return Answer(Verdict.STORED, "204")
+        return judge(response.status, response.headers.get("Retry-After", ""), said, self._token)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -122,9 +129,10 @@ def judge(status: int, retry_after: str, body: str, token: str = "") -> Answer:
 
     The token, which a server may repeat, is masked in error texts.
     """
-    if status in _OK:
-        return Answer(Verdict.STORED, str(status))
     message, named_lines = _read_error(body)
+    # Earlier releases of Cloud Dedicated and Clustered said 201, with a message, where they rejected some points.
+    if status in _OK and (status != _CREATED or message == body):
+        return Answer(Verdict.STORED, str(status))
     error = _shorten(message, token)
     named = {number: _shorten(text, token) for number, text in named_lines.items()}
     if status == _TOO_LARGE:
@@ -177,16 +185,6 @@ def _read_error(body: str) -> tuple[str, dict[int, str]]:
         if isinstance(entry, dict) and isinstance(entry.get("line_number"), int)
     }
     return message, named
-
-
-def _header(error: ApiException, name: str) -> str:
-    return str((error.headers or {}).get(name, ""))  # type: ignore[call-overload]  # the library has no annotations
-
-
-def _body(error: ApiException) -> str:
-    """Give an answer's body, or, if it is empty, the reason phrase."""
-    body: bytes = error.body or str(error.reason or "").encode()
-    return body.decode(errors="replace")
 
 
 def _seconds(retry_after: str) -> float:

@@ -341,6 +341,17 @@ async def test_points_beyond_retention_are_counted(
     assert (devices(good), []) == (stored_devices(scripted_influx), dead_devices(tmp_path))
 
 
+async def test_points_rejected_with_a_success(scripted_influx: ScriptedInflux, tmp_path: Path) -> None:
+    """A 201 that tells of rejected points loses none in silence: they become dead letters, the others are stored."""
+    scripted_influx.default = RefuseRecords(is_bad, Refusal("201", lambda _: recordings.v3_created()))
+    good, bad = events(30), events(1, name=BAD)
+    async with delivering(scripted_influx, data_dir=tmp_path) as exporter:
+        await accept(exporter, [*good[:17], *bad, *good[17:]])
+        await emptied(exporter)
+        assert (30, {"refused": 1}) == (await delivered(exporter), await refusals(exporter))
+    assert (devices(good), devices(bad)) == (stored_devices(scripted_influx), dead_devices(tmp_path))
+
+
 async def test_mixed_refusals(scripted_influx: ScriptedInflux, tmp_path: Path) -> None:
     """When points beyond the retention hide behind a type conflict, each is still counted for what it is."""
 

@@ -9,7 +9,7 @@ import pytest
 from exporter.influx import Answer, InfluxWriter, Verdict, hide_user, judge
 from exporter.journal.codec import compress
 from tests.support import recordings
-from tests.support.fakeinflux import DROP, NEVER, ScriptedInflux, answer
+from tests.support.fakeinflux import DROP, NEVER, ScriptedInflux, Step, answer
 from tests.support.lineprotocol import read_records
 from tests.support.ports import free_port
 from tests.support.recordings import Refusal, Refused
@@ -38,6 +38,9 @@ REFUSALS = [
 STATUSES = [
     (recordings.Answer(200), Verdict.STORED, "", 0.0),
     (recordings.Answer(204), Verdict.STORED, "", 0.0),
+    (recordings.Answer(201), Verdict.STORED, "", 0.0),
+    (recordings.Answer(201, {"ok": True}), Verdict.STORED, "", 0.0),
+    (recordings.v3_created(), Verdict.REFUSED, "refused", 0.0),
     (recordings.unauthorized(), Verdict.RETRY, "rejected_credentials", 0.0),
     (recordings.forbidden(), Verdict.RETRY, "rejected_credentials", 0.0),
     (recordings.bucket_not_found(), Verdict.RETRY, "not_found", 0.0),
@@ -243,6 +246,13 @@ async def test_answer_with_headers(scripted_influx: ScriptedInflux) -> None:
     scripted_influx.play(answer(429, {"message": "slow down"}, retry_after="7"))
     expected = Answer(Verdict.RETRY, "429", "throttled", "slow down", 7.0)
     assert expected == await written(scripted_influx.url)
+
+
+async def test_rejected_points_of_a_success(scripted_influx: ScriptedInflux) -> None:
+    """The message of a 201 reaches the verdict: some points are not stored."""
+    scripted_influx.play(Step(recordings.v3_created()))
+    message = "partial write: 1 of 2 points rejected"
+    assert Answer(Verdict.REFUSED, "201", "refused", message) == await written(scripted_influx.url)
 
 
 async def test_redirect_is_not_followed(scripted_influx: ScriptedInflux) -> None:

@@ -270,6 +270,12 @@ V3_CLOUD_PARTIAL = Refusal(
     ),
 )
 
+
+def v3_created() -> Answer:
+    """What Cloud Dedicated and Clustered said before they said 400: some points are stored, others rejected."""
+    return Answer(201, {"code": "invalid", "message": "partial write: 1 of 2 points rejected", "line": 1})
+
+
 PARTIAL_WRITES = (
     V1_TYPE_CONFLICT,
     V1_BEYOND_RETENTION,
