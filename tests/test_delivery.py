@@ -488,7 +488,7 @@ async def test_points_that_are_dropped_while_they_are_sent_count_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They are delivered if InfluxDB takes them, and dropped if its answer is an error: nobody has them any more."""
-    monkeypatch.setattr(exporter.delivery, "PATIENCE", 1)
+    monkeypatch.setattr(exporter.sender, "PATIENCE", 1)
     async with HeldInflux() as influx, delivering(influx, journal_max_bytes=1 << 16, influx_timeout=600.0) as running:
         sent: list[dict[str, Any]] = []
         for sender in range(exporter.delivery.SENDERS):
