@@ -2,11 +2,15 @@
 
 A client that connects and sends nothing, or sends its request byte by byte, holds a connection as long as it likes: a
 few thousand of those must not keep a good client out. So a newcomer gets in at the cost of whoever has been idle
-longest; if nobody is idle, of the request that has been under way longest, if that is too long.
+longest; if nobody is idle, of the request that has been under way longest, if that is too long. With TLS, a connection
+counts from the moment it is accepted: one that never ends its handshake is as idle as any.
 """
 
 import asyncio
+import contextlib
 import resource
+import socket
+import ssl
 from typing import Final, cast
 
 from aiohttp import web
@@ -19,6 +23,8 @@ SLOW_SECONDS: Final = 2.0
 
 RESERVED_FILES: Final = 64
 """File descriptors for the journal, for InfluxDB, for listening and for the unforeseen."""
+
+_HANDSHAKE_SECONDS: Final = 10.0
 
 
 class Connections:
@@ -42,7 +48,7 @@ class Connections:
 
     @property
     def idle(self) -> int:
-        """How many have no request under way."""
+        """How many have no request under way; a TLS handshake is none."""
         return len(self._idle)
 
     @property
@@ -53,6 +59,14 @@ class Connections:
     def make(self, server: web.Server) -> "_Connection":
         """Make the protocol of a new connection."""
         return _Connection(self, server())
+
+    def take(self, server: web.Server, context: ssl.SSLContext, client: socket.socket) -> None:
+        """Take a connection that was just accepted, and on which TLS is to be spoken."""
+        connection = _Connection(self, server())
+        if self.admit(connection):
+            connection.shake_hands(context, client)
+        else:
+            client.close()
 
     def begin(self, handler: web.RequestHandler) -> None:
         """Note that a request has come whole but for its body."""
@@ -108,6 +122,7 @@ class _Connection(asyncio.Protocol):
         self.handler = handler
         self._connections = connections
         self._transport: asyncio.Transport | None = None
+        self._handshake: asyncio.Task[object] | None = None
         self._is_admitted = False
         # Straight through: these are called for every packet.
         self.data_received = handler.data_received  # type: ignore[method-assign]
@@ -119,11 +134,33 @@ class _Connection(asyncio.Protocol):
         """Close the connection at once; what is still to be sent is dropped."""
         if self._transport is not None:
             self._transport.abort()
+        elif self._handshake is not None:
+            self._handshake.cancel()
+
+    def shake_hands(self, context: ssl.SSLContext, client: socket.socket) -> None:
+        """Begin TLS on an accepted connection that was let in; `connection_made` comes when its handshake is done."""
+        self._is_admitted = True
+        loop = asyncio.get_running_loop()
+        self._handshake = loop.create_task(
+            loop.connect_accepted_socket(lambda: self, client, ssl=context, ssl_handshake_timeout=_HANDSHAKE_SECONDS)
+        )
+        self._handshake.add_done_callback(lambda handshake: self._end_handshake(handshake, client))
+
+    def _end_handshake(self, handshake: "asyncio.Task[object]", client: socket.socket) -> None:
+        self._handshake = None
+        if self._transport is None:
+            self._connections.forget(self)
+            client.close()
+        elif handshake.cancelled():  # it was done just when its place was needed
+            self._transport.abort()
+        # Not TLS, too slow, gone, or its place was needed: none of it is worth a line in the log.
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            handshake.result()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let the connection in, or close it."""
         self._transport = cast("asyncio.Transport", transport)
-        self._is_admitted = self._connections.admit(self)
+        self._is_admitted = self._is_admitted or self._connections.admit(self)
         if self._is_admitted:
             self.handler.connection_made(transport)
         else:

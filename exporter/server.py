@@ -6,7 +6,7 @@ import functools
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final, cast
 
@@ -16,17 +16,16 @@ from aiohttp import web
 from exporter import __version__
 from exporter.app import Exporter, create_exporter
 from exporter.configuration import Source, mask_url
-from exporter.connections import allow_files
+from exporter.connections import Connections, allow_files
 from exporter.heap import frozen
 from exporter.notify import ServiceManager
 from exporter.reload import Reloader
 from exporter.settings import Settings, split_address, unix_path
-from exporter.tls import Tls
+from exporter.tls import Tls, TlsListener
 
 FORCED_EXIT_CODE: Final = 130
 _BACKLOG: Final = 1024
 _KEEPALIVE_SECONDS: Final = 75.0
-_HANDSHAKE_SECONDS: Final = 10.0
 _LAST_REPLY_SECONDS: Final = 1.0
 _INTERVALS_KEPT_ALIVE: Final = 4.0  # a scraper is known by its connection, also one that is slower than it should be
 
@@ -171,7 +170,7 @@ async def _serving(
     """Serve both applications; on the way out the listeners close first, and requests under way are waited for."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(frozen())
-        servers: list[asyncio.Server] = []
+        servers: list[asyncio.Server | TlsListener] = []
         for app, connections, listener in zip(
             (exporter.public, exporter.private), exporter.connections, (public, private), strict=True
         ):
@@ -188,23 +187,23 @@ async def _serving(
             )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            make = functools.partial(connections.make, cast("web.Server", runner.server))
-            servers.append(await _start(make, listener, tls))
+            servers.append(await _start(connections, cast("web.Server", runner.server), listener, tls))
         yield
         for server in servers:
             server.close()
         await exporter.drain.wait(settings.shutdown_timeout)
 
 
-async def _start(make: Callable[[], asyncio.Protocol], listener: socket.socket, tls: Tls | None) -> asyncio.Server:
+async def _start(
+    connections: Connections, server: web.Server, listener: socket.socket, tls: Tls | None
+) -> asyncio.Server | TlsListener:
     loop = asyncio.get_running_loop()
+    make = functools.partial(connections.make, server)
     if listener.family == socket.AF_UNIX:
         return await loop.create_unix_server(make, sock=listener, backlog=_BACKLOG)
     if tls is None:
         return await loop.create_server(make, sock=listener, backlog=_BACKLOG)
-    return await loop.create_server(
-        make, sock=listener, backlog=_BACKLOG, ssl=tls.context, ssl_handshake_timeout=_HANDSHAKE_SECONDS
-    )
+    return TlsListener(listener, functools.partial(connections.take, server, tls.context))
 
 
 def _handle_signals(stop: asyncio.Event, hangup: asyncio.Event) -> None:

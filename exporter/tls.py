@@ -1,10 +1,17 @@
-"""TLS: a certificate and its key, which may be renewed while the exporter runs."""
+"""TLS: a certificate and its key, which may be renewed while the exporter runs, and taking connections."""
 
+import asyncio
+import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from exporter.configuration import SettingsError
 from exporter.settings import Settings, variable
+
+_ACCEPTED_AT_ONCE: Final = 8  # those that make room for them close their files a few turns of the event loop later
+_RETRY_SECONDS: Final = 0.1
 
 
 class Tls:
@@ -59,3 +66,44 @@ class Tls:
             reason = error.strerror if error.filename is None and error.strerror else error
             msg = f"{names}: {self._certificate}, {self._key}: {reason}"
             raise SettingsError([msg]) from None
+
+
+class TlsListener:
+    """Accepts connections, and hands each over before its handshake.
+
+    The event loop's own TLS server tells of a connection when the handshake is done. Until then it would hold a file
+    that nobody counts, and that nobody can take away from it.
+    """
+
+    def __init__(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
+        """Begin to accept.
+
+        Args:
+            listener: listens already, and does not block; it is closed with this.
+            take: is given each connection.
+        """
+        self._listener = listener
+        self._take = take
+        self._retry: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listener, self._accept)
+
+    def close(self) -> None:
+        """Accept no more; connections that were taken stay."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                client, _address = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:  # no files are left, and asking again at once would take the processor besides
+                self._loop.remove_reader(self._listener)
+                self._retry = self._loop.call_later(_RETRY_SECONDS, self._loop.add_reader, self._listener, self._accept)
+                return
+            client.settimeout(0)
+            self._take(client)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from aiohttp.test_utils import TestServer
 from exporter.bodies import BodyError, BodyReader
 from tests.support.exporter import ExporterProcess, parse_samples
 from tests.support.ports import wait_for
+from tests.support.proxies import HOST, Certificate
 
 EVENT = {"app_id": "com.example.shop", "device_id": "d1", "platform": "ios", "action": "set", "version_name": "1.0.0"}
 SLOW_POST = b"POST /stats HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n["
 
 OPEN = "capgo_exporter_connections"
+NONE_CLOSED = {"idle": 0, "slow": 0, "refused": 0}
+HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 TOO_FEW_FILES = "the system's limit of open files allows fewer connections than EXPORTER_MAX_CONNECTIONS"
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -30,7 +33,7 @@ class Crowd:
 
     def __init__(self, url: str) -> None:
         """Know the address."""
-        self._host, port = url.removeprefix("http://").split(":")
+        self._host, port = url.partition("://")[2].split(":")
         self._port = int(port)
         self.clients: list[Client] = []
 
@@ -71,9 +74,16 @@ def closed_by_reason(page: str) -> dict[str, int]:
     return {each.labels["reason"]: int(each.value) for each in parse_samples(page) if each.name == name}
 
 
-async def connections(exporter: ExporterProcess) -> tuple[int, dict[str, int]]:
+def encrypted(directory: Path) -> tuple[dict[str, str], Mapping[str, Any]]:
+    """Make a certificate; gives the settings of an exporter that uses it, and the options of requests to that."""
+    certificate = Certificate(directory)
+    settings = {"EXPORTER_TLS_CERTIFICATE": str(certificate.path), "EXPORTER_TLS_KEY": str(certificate.key_path)}
+    return settings, {"ssl": certificate.trusted(), "server_hostname": HOST}
+
+
+async def connections(exporter: ExporterProcess, **options: Any) -> tuple[int, dict[str, int]]:
     """Give the number of open connections, the one that asks among them, and of those that were closed by reason."""
-    page = await exporter.metrics()
+    page = (await exporter.request("GET", "/metrics", **options)).body.decode()
     return sum(int(each.value) for each in parse_samples(page) if each.name == OPEN), closed_by_reason(page)
 
 
@@ -105,6 +115,39 @@ async def test_idle_connections_make_room(tmp_path: Path, sent: bytes) -> None:
         assert HTTPStatus.OK == (await exporter.post(EVENT)).status
         assert (50, {"idle": 151, "slow": 0, "refused": 0}) == await connections(exporter)
         assert all([await ended(client) for client in idle.clients[:151]])
+
+
+@pytest.mark.server("openssl")
+@pytest.mark.parametrize("sent", [b"", HALF_A_HELLO], ids=["silent", "half a hello"])
+async def test_connections_without_a_handshake_make_room(tmp_path: Path, sent: bytes) -> None:
+    """With TLS, too, connections that ask for nothing give way, and are counted, before their handshake is done."""
+    settings, options = encrypted(tmp_path)
+    async with (
+        ExporterProcess(tmp_path, {"EXPORTER_MAX_CONNECTIONS": "50", **settings}) as exporter,
+        crowd(exporter.url) as idle,
+    ):
+        await idle.join(200, sent)
+        assert HTTPStatus.OK == (await exporter.request("POST", "/stats", json=EVENT, **options)).status
+        assert (50, {"idle": 151, "slow": 0, "refused": 0}) == await connections(exporter, **options)
+        assert all([await ended(client) for client in idle.clients[:151]])
+
+
+@pytest.mark.server("openssl")
+async def test_handshakes_that_fail_are_forgotten(tmp_path: Path) -> None:
+    """A connection that speaks no TLS, or goes away in the middle, takes no room any more, nor a line in the log."""
+    settings, options = encrypted(tmp_path)
+    async with ExporterProcess(tmp_path, settings) as exporter:
+        async with crowd(exporter.url) as odd:
+            await odd.join(10, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await odd.join(10, HALF_A_HELLO)
+            assert all([await ended(client) for client in odd.clients[:10]])
+            assert 11 == (await connections(exporter, **options))[0]
+
+        async def alone() -> bool:
+            return await connections(exporter, **options) == (1, NONE_CLOSED)
+
+        await wait_for(alone, "the connections to be forgotten")
+        assert [] == [line for line in exporter.logs() if line.get("level") != "info"]
 
 
 async def test_a_connection_that_was_used_is_not_the_longest_idle(tmp_path: Path) -> None:
@@ -153,7 +196,7 @@ async def test_connections_that_end_are_forgotten(tmp_path: Path) -> None:
             assert 11 == (await connections(exporter))[0]
 
         async def alone() -> bool:
-            return await connections(exporter) == (1, {"idle": 0, "slow": 0, "refused": 0})
+            return await connections(exporter) == (1, NONE_CLOSED)
 
         await wait_for(alone, "the connections to be forgotten")
 
@@ -166,18 +209,21 @@ async def test_second_listener_has_room_of_its_own(tmp_path: Path) -> None:
         await until_busy(exporter, 5)
 
 
+@pytest.mark.server("openssl")
 @pytest.mark.server("prlimit")
-async def test_open_files_are_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_open_files_are_enough(tmp_path: Path, scheme: str) -> None:
     """Where the system allows few open files there are fewer connections, and still everyone is served."""
-    exporter = ExporterProcess(tmp_path, {"EXPORTER_MAX_CONNECTIONS": "1000"})
+    settings, options = encrypted(tmp_path) if scheme == "https" else ({}, {})
+    exporter = ExporterProcess(tmp_path, {"EXPORTER_MAX_CONNECTIONS": "1000", **settings})
     exporter.process.argv[:0] = ["prlimit", "--nofile=50:164"]
     async with exporter, crowd(exporter.url) as idle:
         (warning,) = exporter.events(TOO_FEW_FILES)
         assert 100 == warning["connections"]
         await idle.join(300)
         for _ in range(10):
-            assert HTTPStatus.OK == (await exporter.post(EVENT)).status
-        assert (100, {"idle": 201, "slow": 0, "refused": 0}) == await connections(exporter)
+            assert HTTPStatus.OK == (await exporter.request("POST", "/stats", json=EVENT, **options)).status
+        assert (100, {"idle": 201, "slow": 0, "refused": 0}) == await connections(exporter, **options)
         assert [] == [line for line in exporter.logs() if line.get("level") in {"error", "critical"}]
 
 

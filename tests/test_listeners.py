@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import ssl
@@ -11,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from exporter.tls import TlsListener
 from tests.conftest import StartExporter
 from tests.support.exporter import ExporterProcess
 from tests.support.ports import wait_for
@@ -89,6 +91,42 @@ async def test_a_renewed_certificate_is_taken(exporter_process: StartExporter, t
     certificate.key_path.write_bytes(renewed.key_path.read_bytes())
     await wait_for(lambda: exporter.events("the settings were read anew"), "the new files to be read")
     assert new == await asyncio.to_thread(certificate_of, exporter.url)
+
+
+class Asked(socket.socket):
+    """A listener that counts how often it was asked for a connection."""
+
+    times = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Count, and accept."""
+        self.times += 1
+        return super().accept()
+
+
+async def test_a_connection_waits_for_a_file() -> None:
+    """While no more files may be open, TLS connections wait and are asked for again; then they are taken."""
+    with Asked() as listening, socket.socket() as client, contextlib.ExitStack() as files:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.settimeout(0)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+        files.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        taken: list[socket.socket] = []
+        listener = TlsListener(listening, taken.append)
+        files.callback(listener.close)
+        with contextlib.ExitStack() as others:
+            with contextlib.suppress(OSError):
+                while True:
+                    others.enter_context(socket.socket())
+            client.connect(listening.getsockname())
+            await wait_for(lambda: listening.times > 1, "a second attempt")
+            assert [] == taken
+        await wait_for(lambda: taken, "the connection to be taken")
+        (server,) = taken
+        assert client.getsockname() == server.getpeername()
+        server.close()
 
 
 @pytest.mark.server("openssl")
