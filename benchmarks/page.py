@@ -29,6 +29,7 @@ from exporter.access import Tokens
 from exporter.births import Births
 from exporter.clock import Clock
 from exporter.commit import Committer
+from exporter.connections import Connections
 from exporter.exposition import Page
 from exporter.labels import Labels
 from exporter.operations import MetricsHandler
@@ -37,6 +38,7 @@ from exporter.settings import Settings
 from exporter.state import State
 
 _SERIES_OF_LOAD: Final = 2500
+_CONNECTIONS: Final = 10
 _DURATIONS: Final[list[int]] = []
 
 
@@ -90,7 +92,8 @@ async def serving(state: State) -> AsyncIterator[str]:
     births = Births(state.lifecycle, state.committer, 15.0, state.telemetry, clock)
     page = Page(state.telemetry.registry, state.counters, state.figures)
     application = web.Application()
-    application.add_routes([web.get("/metrics", MetricsHandler(page, births, Tokens()).get)])
+    metrics = MetricsHandler(page, births, Tokens(), Connections(_CONNECTIONS, state.telemetry, clock))
+    application.add_routes([web.get("/metrics", metrics.get)])
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

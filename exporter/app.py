@@ -229,7 +229,6 @@ def _make_web(
     live = Live(intake, FairShare(clock.monotonic, state.telemetry))
     live.apply(settings)
     stats = StatsHandler(intake, state.telemetry, bodies, live.ingest, live.fair)
-    metrics = MetricsHandler(page, births, live.metrics)
     drain = Drain()
     connections = (
         Connections(settings.max_connections, state.telemetry, clock),
@@ -240,6 +239,7 @@ def _make_web(
     middlewares = [observe(state.telemetry, clock, drain, each) for each in connections]
     public = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares[:1])
     private = None if settings.metrics_listen is None else web.Application(middlewares=middlewares[1:])
+    metrics = MetricsHandler(page, births, live.metrics, connections[0 if private is None else 1])
     health = HealthHandler(
         ended_tasks=tasks.ended,
         is_open=lambda: intake.is_open,

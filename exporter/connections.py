@@ -11,6 +11,7 @@ import contextlib
 import resource
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from typing import Final, cast
 
 from aiohttp import web
@@ -81,6 +82,27 @@ class Connections:
         if connection is not None:
             self._busy.pop(connection, None)
             self._idle[connection] = None
+
+    @contextlib.asynccontextmanager
+    async def sending(self, handler: web.RequestHandler, timeout_seconds: float) -> AsyncIterator[None]:
+        """Let a long reply be sent within; until it is, its request is under way.
+
+        Raises:
+            ConnectionResetError: if the client does not read it in time; it has lost its connection.
+        """
+        self.begin(handler)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                yield
+        except TimeoutError:
+            self._telemetry.connections_closed["unread"].inc()
+            self._telemetry.notices.warn("a client did not read the page in time; its connection is closed")
+            if handler.transport is not None:
+                handler.transport.abort()
+            msg = f"the reply was not read within {timeout_seconds} s"
+            raise ConnectionResetError(msg) from None
+        finally:
+            self.end(handler)
 
     def admit(self, connection: "_Connection") -> bool:
         """Take a new connection, if there is room or somebody to make room."""

@@ -47,7 +47,7 @@ BODY_PROBLEMS: Final = (
     "unauthorized",
 )
 LIMITS: Final = ("client", "app", "waiting", "journal")
-CLOSING_REASONS: Final = ("idle", "slow", "refused")
+CLOSING_REASONS: Final = ("idle", "slow", "refused", "unread")
 REPLIES: Final = {
     "stats": (200, 400, 401, 403, 413, 415, 500, 503),
     "metrics": (200, 401, 500),
@@ -123,7 +123,8 @@ class Telemetry:
         self.connections_closed = _labelled(
             Counter(
                 "capgo_exporter_connections_closed",
-                "Connections closed for want of room: one that was idle, one with a slow request, or the new one.",
+                "Connections closed: one that was idle, one with a slow request, or the new one, for want of room; "
+                "one whose client did not read a page in time.",
                 ["reason"],
                 registry=registry,
             ),

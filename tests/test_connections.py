@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -21,7 +22,7 @@ EVENT = {"app_id": "com.example.shop", "device_id": "d1", "platform": "ios", "ac
 SLOW_POST = b"POST /stats HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n["
 
 OPEN = "capgo_exporter_connections"
-NONE_CLOSED = {"idle": 0, "slow": 0, "refused": 0}
+NONE_CLOSED = {"idle": 0, "slow": 0, "refused": 0, "unread": 0}
 HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 TOO_FEW_FILES = "the system's limit of open files allows fewer connections than EXPORTER_MAX_CONNECTIONS"
 
@@ -113,7 +114,7 @@ async def test_idle_connections_make_room(tmp_path: Path, sent: bytes) -> None:
     ):
         await idle.join(200, sent)
         assert HTTPStatus.OK == (await exporter.post(EVENT)).status
-        assert (50, {"idle": 151, "slow": 0, "refused": 0}) == await connections(exporter)
+        assert (50, {**NONE_CLOSED, "idle": 151}) == await connections(exporter)
         assert all([await ended(client) for client in idle.clients[:151]])
 
 
@@ -128,7 +129,7 @@ async def test_connections_without_a_handshake_make_room(tmp_path: Path, sent: b
     ):
         await idle.join(200, sent)
         assert HTTPStatus.OK == (await exporter.request("POST", "/stats", json=EVENT, **options)).status
-        assert (50, {"idle": 151, "slow": 0, "refused": 0}) == await connections(exporter, **options)
+        assert (50, {**NONE_CLOSED, "idle": 151}) == await connections(exporter, **options)
         assert all([await ended(client) for client in idle.clients[:151]])
 
 
@@ -161,7 +162,7 @@ async def test_a_connection_that_was_used_is_not_the_longest_idle(tmp_path: Path
         await exporter.post(EVENT)
         await idle.join(1)
         assert await ended(idle.clients[0])
-        assert (3, {"idle": 1, "slow": 0, "refused": 0}) == await connections(exporter)
+        assert (3, {**NONE_CLOSED, "idle": 1}) == await connections(exporter)
 
 
 async def test_slow_requests_make_room(tmp_path: Path) -> None:
@@ -223,8 +224,55 @@ async def test_open_files_are_enough(tmp_path: Path, scheme: str) -> None:
         await idle.join(300)
         for _ in range(10):
             assert HTTPStatus.OK == (await exporter.request("POST", "/stats", json=EVENT, **options)).status
-        assert (100, {"idle": 201, "slow": 0, "refused": 0}) == await connections(exporter, **options)
+        assert (100, {**NONE_CLOSED, "idle": 201}) == await connections(exporter, **options)
         assert [] == [line for line in exporter.logs() if line.get("level") in {"error", "critical"}]
+
+
+# --- pages that are not read ------------------------------------------------------------------------------------------
+
+
+def memory_bytes(exporter: ExporterProcess) -> int:
+    """Give the memory that the process holds."""
+    (size,) = re.findall(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{exporter.pid}/status").read_text(), re.MULTILINE)
+    return int(size) << 10
+
+
+async def test_readers_of_a_page_share_its_text(tmp_path: Path) -> None:
+    """Who asks for the page and does not read it has a request under way, and costs little memory."""
+    settings = {"EXPORTER_MAX_VERSIONS_PER_APP": "10000", "EXPORTER_DERIVED": "off"}
+    async with ExporterProcess(tmp_path, settings) as exporter, crowd(exporter.url) as readers:
+        for start in range(0, 10_000, 1000):
+            versions = [{**EVENT, "version_name": f"1.0.{number}"} for number in range(start, start + 1000)]
+            assert HTTPStatus.OK == (await exporter.post(versions)).status
+        size = len(await exporter.metrics())  # more than the system takes for a client
+        before = memory_bytes(exporter)
+        await readers.join(20, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        async def busy() -> bool:
+            return f'{OPEN}{{state="busy"}} 21.0' in await exporter.metrics()
+
+        await wait_for(busy, "all pages to be under way")
+        assert before + 20 * size // 3 > memory_bytes(exporter)
+        assert (21, NONE_CLOSED) == await connections(exporter)
+
+
+async def test_a_reader_that_stays_holds_no_page(tmp_path: Path) -> None:
+    """A connection on which a page was sent whole, and that stays open, keeps nothing of it."""
+    settings = {"EXPORTER_MAX_VERSIONS_PER_APP": "2000", "EXPORTER_DERIVED": "off"}
+    async with ExporterProcess(tmp_path, settings) as exporter, crowd(exporter.url) as readers:
+        assert (
+            HTTPStatus.OK
+            == (await exporter.post([{**EVENT, "version_name": f"1.0.{number}"} for number in range(2000)])).status
+        )
+        size = len(await exporter.metrics())
+        before = memory_bytes(exporter)
+        await readers.join(100, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        for reader, _ in readers.clients:
+            head = await reader.readuntil(b"\r\n\r\n")
+            (length,) = re.findall(rb"Content-Length: (\d+)", head)
+            await reader.readexactly(int(length))
+        assert before + 100 * size // 3 > memory_bytes(exporter)
+        assert (101, NONE_CLOSED) == await connections(exporter)
 
 
 # --- bodies that are still arriving -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 import exporter.blocks
@@ -25,6 +25,7 @@ from exporter.access import Tokens
 from exporter.app import make_derivation, make_intake
 from exporter.births import Births
 from exporter.caps import SeriesRoom
+from exporter.connections import Connections
 from exporter.counters import Counters
 from exporter.derived.families import FAMILIES, LAUNCH_DURATION
 from exporter.derived.figures import Figures
@@ -38,8 +39,10 @@ from exporter.pieces import Piece, gzip_member
 from exporter.series import Lifecycle, MetricType, Series, whole
 from exporter.settings import Settings
 from exporter.state import State
+from exporter.telemetry import Telemetry
 from tests.support.exporter import SCRAPE_HEADERS
 from tests.support.inprocess import ManualClock
+from tests.support.ports import wait_for
 
 REPEATED = st.builds(lambda text, times: text * times, st.binary(max_size=9), st.integers(0, 3000))
 TEXTS = st.binary(max_size=2000) | REPEATED
@@ -258,7 +261,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=30)
 class Whole:
     """The exporter's parts on a clock of the test, with a server for the page."""
 
-    def __init__(self, data_dir: Path, clock: ManualClock) -> None:
+    def __init__(self, data_dir: Path, clock: ManualClock, reading_seconds: float) -> None:
         """Open the journal."""
         self.clock = clock
         settings = Settings(data_dir=data_dir, scrape_interval=INTERVAL, series_ttl=3600.0)
@@ -268,8 +271,10 @@ class Whole:
         self.expiry = Expiry(self.state, ttl_seconds=3600.0, clock=clock.clock, on_release=ignore)
         state = self.state
         births = Births(state.lifecycle, state.committer, INTERVAL, state.telemetry, clock.clock)
-        self.page = Page(CollectorRegistry(), state.counters, state.figures)
-        self.handler = MetricsHandler(self.page, births, Tokens())
+        self.small = CollectorRegistry()
+        self.page = Page(self.small, state.counters, state.figures)
+        connections = Connections(10, state.telemetry, clock.clock)
+        self.handler = MetricsHandler(self.page, births, Tokens(), connections, reading_seconds=reading_seconds)
 
     async def post(self, chance: random.Random) -> None:
         """Take a body of one device, with what histograms are made of."""
@@ -296,9 +301,11 @@ class Whole:
 
 
 @contextlib.asynccontextmanager
-async def whole_exporter(data_dir: Path, clock: ManualClock) -> AsyncIterator[tuple[Whole, str]]:
+async def whole_exporter(
+    data_dir: Path, clock: ManualClock, reading_seconds: float = 60.0
+) -> AsyncIterator[tuple[Whole, str]]:
     """Run it; gives it and where its page is."""
-    parts = Whole(data_dir, clock)
+    parts = Whole(data_dir, clock, reading_seconds)
     application = web.Application()
     application.add_routes([web.get("/metrics", parts.handler.get)])
     runner = web.AppRunner(application, access_log=None)
@@ -325,6 +332,27 @@ async def compare(parts: Whole, url: str, headers: Mapping[str, str]) -> None:
     generate: Callable[[CollectorRegistry], bytes] = generate_openmetrics if openmetrics else generate_latest
     registry = parts.page.registry(to_scraper=SCRAPE_HEADERS.keys() <= headers.keys())
     assert lines(generate(registry)) == lines(page)
+
+
+async def test_a_page_that_is_not_read_ends_its_connection(tmp_path: Path) -> None:
+    """Who asks for a page and does not read it in time loses the connection, and that is counted."""
+    async with whole_exporter(tmp_path, ManualClock(), reading_seconds=0.2) as (parts, url):
+        large = Gauge("large", "More than the system takes for a client.", ["text"], registry=parts.small)
+        for number in range(1000):
+            large.labels(f"{number}{'x' * 16_000}").set(1)
+        host, port = url.removeprefix("http://").removesuffix("/metrics").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        telemetry = parts.state.telemetry
+        await wait_for(lambda: unread(telemetry) == 1, "the connection to be closed")
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+            await reader.readexactly(16_000_000)
+        writer.close()
+
+
+def unread(telemetry: Telemetry) -> float | None:
+    """Read how many connections were closed because a page was not read."""
+    return telemetry.registry.get_sample_value("capgo_exporter_connections_closed_total", {"reason": "unread"})
 
 
 def readers(chance: random.Random) -> Iterable[Mapping[str, str]]:
