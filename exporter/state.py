@@ -17,7 +17,7 @@ from exporter.dedupe import DedupeWindow
 from exporter.derived import families
 from exporter.derived.devices import Devices
 from exporter.derived.episodes import Episodes
-from exporter.derived.figures import Figures
+from exporter.derived.figures import Figures, version_of
 from exporter.derived.releases import Releases
 from exporter.derived.state import DerivedState
 from exporter.group import NotStoredError, Write
@@ -204,9 +204,7 @@ class State:
     def _forget_versions(self, derived: DerivedState, restored: RestoredDerived) -> None:
         """Forget what is left of versions if an exporter was killed that had just removed the last of their series."""
         alive = {(cell.labels.app_id, cell.labels.version) for cell in self.counters.all()}
-        for series in self.figures:
-            named = dict(zip(series.family.labels, series.labels, strict=False))
-            alive.add((named["app_id"], named.get("version", "")))
+        alive |= {(series.labels[0], version_of(series.family, series.labels)) for series in self.figures}
         derived.forget({(row.app_id, row.version) for row in restored.releases} - alive, ())
 
     def _restore_flights(self, episodes: Episodes) -> None:

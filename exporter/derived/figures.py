@@ -100,7 +100,7 @@ class Figures:
     def find(self, family: Family, labels: _Labels, now_ms: int) -> Series:
         """Give the series of some labels, and make it if it is new."""
         found = self._series[family].get(labels)
-        if found is None and not self._room.allows(labels[0], _version(family, labels), 1):
+        if found is None and not self._room.allows(labels[0], version_of(family, labels), 1):
             labels = self._overflowed(family, labels)
             found = self._series[family].get(labels)
         return found or self._make(family, labels, now_ms)
@@ -108,7 +108,9 @@ class Figures:
     def histogram(self, family: Family, labels: _Labels, now_ms: int) -> Histogram:
         """Give the histogram of some labels, and make its series if it is new."""
         found = self._histograms[family].get(labels)
-        if found is None and not self._room.allows(labels[0], _version(family, labels), len(self._buckets[family]) + 1):
+        if found is None and not self._room.allows(
+            labels[0], version_of(family, labels), len(self._buckets[family]) + 1
+        ):
             labels = self._overflowed(family, labels)
             found = self._histograms[family].get(labels)
         return found or self._make_histogram(family, labels, now_ms)
@@ -174,10 +176,10 @@ class Figures:
         self._series[series.family][series.labels] = series
         self._count += 1
         if not _is_overflow(series):
-            self._room.take(series, series.labels[0], _version(series.family, series.labels))
+            self._room.take(series, series.labels[0], version_of(series.family, series.labels))
 
 
-def _version(family: Family, labels: _Labels) -> str:
+def version_of(family: Family, labels: _Labels) -> str:
     """Give the version among the labels; none if the family has no such label."""
     return labels[family.labels.index("version")] if "version" in family.labels else ""
 

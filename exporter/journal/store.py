@@ -37,12 +37,14 @@ class CommitFailedError(Exception):
         committed: what it did, if it is stored nevertheless.
     """
 
-    def __init__(self, message: str, *, is_certain: bool, is_damage: bool = False) -> None:
+    def __init__(
+        self, message: str, *, is_certain: bool, is_damage: bool = False, committed: Committed | None = None
+    ) -> None:
         """Keep the reason, and what is known of it."""
         super().__init__(message)
         self.is_certain = is_certain
         self.is_damage = is_damage
-        self.committed: Committed | None = None
+        self.committed = committed
 
 
 class Journal:
@@ -92,12 +94,7 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
             self._doubtful = committed
-            try:
-                last_stored = self.recover(reason)
-            except CommitFailedError as failed:
-                failed.committed = committed
-                raise
-            if last_stored < transaction.number or committed is None:
+            if self.recover(reason) < transaction.number or committed is None:
                 raise CommitFailedError(reason, is_certain=True, is_damage=is_damage(error)) from error
         else:
             self._note(committed)
@@ -165,6 +162,7 @@ class Journal:
                 f"{reason}; {type(error).__name__}: {error}".lstrip("; "),
                 is_certain=False,
                 is_damage=is_damage(error),
+                committed=self._doubtful,
             ) from error
         self._connection = connection
         if totals.last_transaction != self._totals.last_transaction:  # Else ours may be those that `corrected` counted.
